@@ -1,0 +1,1 @@
+"""One file per attention over a user's behaviours, one idea each."""

@@ -1,0 +1,95 @@
+"""LREA: target attention over the whole history through r slots. **The absorbed head is computed in this file.**
+
+    keys    E_comp = E_sᵀ W_comp       slot-major [r, d]     (paper Eq. 4)
+    values  E_aux  = E_sᵀ W_decompᵀ    slot-major [r, d]     (paper, after Eq. 9)
+    served, "absorbed" (Eq. 9)    u = Σ_k s(E_t, E_comp[k]) E_aux[k]             O(K·r·d·h), whatever L is
+    paper's training form (Eq. 5) u = Σ_l s(E_t, Ê_s[l]) E_s[l],  Ê_s = W_decompᵀ E_compᵀ    O(K·L·d·h)
+
+with s the pair scorer of `scorer.py`. The forms are equal when W_decomp's columns are one-hot, and otherwise not: φ acts
+on the mixed slots in one and on each slot in the other. `absorbed` therefore trains what is served: W_decomp's columns
+are a softmax over slots, and slot k starts as the k-th block of positions. `paper` trains Eq. 5 with the penalty of
+Eq. 10 (W_decomp pushed towards non-negative entries) and is served by Eq. 9; `model.absorption` measures the difference.
+Positions are right-aligned: index 0 is the newest behaviour.
+
+Letters: U users, K candidates, L history length, r slots, d width, h scorer width.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.attention.din import SUM_SCALE
+from model.attention.scorer import PairScorer
+
+Form = Literal["absorbed", "paper"]
+# Logit of a position's own slot at the start: softmax then gives it e^8 / (e^8 + r - 1), over .98 up to r = 32.
+_BLOCK_LOGIT = 8.0
+
+
+class UserSlots(NamedTuple):
+    """What users' long histories become: keys and values, each float32 [U, r, d], slot-major."""
+
+    keys_URd: Tensor
+    values_URd: Tensor
+
+
+class LreaAttention(nn.Module):
+    """Low-rank efficient attention, in both of its forms."""
+
+    def __init__(self, width: int, head_width: int, length: int, rank: int, form: Form) -> None:
+        super().__init__()
+        if not 1 <= rank <= length:
+            raise ValueError(f"rank {rank} for a history of {length} rows: wanted 1 to {length} slots")
+        self.form = form
+        self.length = length
+        self.scorer = PairScorer(width, head_width)
+        member_rL = _block_membership(rank, length)
+        self.compression = nn.Parameter((member_rL / member_rL.sum(1, keepdim=True)).T.contiguous())  # W_comp, L×r
+        start_rL = _BLOCK_LOGIT * member_rL if form == "absorbed" else member_rL
+        self.decompression = nn.Parameter(start_rL)  # W_decomp, r×L; its logits in the absorbed form
+
+    def mixing(self) -> Tensor:
+        """W_decomp as it is applied, r×L: a softmax over slots in the absorbed form, free in the paper's."""
+        return self.decompression.softmax(0) if self.form == "absorbed" else self.decompression
+
+    def compress(self, history_ULd: Tensor) -> UserSlots:
+        """Fold each user's long history into r slots (Eq. 4, and the absorption after Eq. 9).
+
+        history_ULd: float32, newest behaviour first, zero rows where padded. A user without history gets zeros.
+        Raises ValueError if L is not this attention's history length.
+        """
+        if history_ULd.shape[1] != self.length:
+            raise ValueError(f"a history of {history_ULd.shape[1]} rows: this model's L is {self.length}, pad to it")
+        # One product with [W_comp | W_decompᵀ] reads the history once.
+        both_RL = torch.cat([self.compression.T, self.mixing() * (SUM_SCALE / self.length)])
+        keys_URd, values_URd = (both_RL @ history_ULd).chunk(2, dim=1)
+        return UserSlots(keys_URd, values_URd)
+
+    def absorbed(self, candidates_UKd: Tensor, slots: UserSlots) -> Tensor:
+        """The served form (Eq. 9): the interest of each candidate [U, K, d] in its user's slots."""
+        return self.scorer(candidates_UKd, slots.keys_URd) @ slots.values_URd
+
+    def unabsorbed(self, candidates_UKd: Tensor, history_ULd: Tensor) -> Tensor:
+        """The paper's training form (Eq. 5): interest [U, K, d]; φ after W_decomp has mixed the slots. Never served."""
+        restored_ULd = self.mixing().T @ self.compress(history_ULd).keys_URd
+        return self.scorer(candidates_UKd, restored_ULd) @ history_ULd * (SUM_SCALE / self.length)
+
+    def served_form(self, candidates_UKd: Tensor, history_ULd: Tensor) -> Tensor:
+        """What a cache serves, from the history itself: interest [U, K, d]."""
+        return self.absorbed(candidates_UKd, self.compress(history_ULd))
+
+    def training_form(self, candidates_UKd: Tensor, history_ULd: Tensor) -> Tensor:
+        """What is trained: the served form, unless `form` is "paper"."""
+        trained = self.unabsorbed if self.form == "paper" else self.served_form
+        return trained(candidates_UKd, history_ULd)
+
+    def penalty(self) -> Tensor:
+        """Eq. 10, as a mean over entries: how far W_decomp is from non-negative. 0 in the absorbed form."""
+        return (-self.mixing()).clamp_min(0).mean()
+
+
+def _block_membership(rank: int, length: int) -> Tensor:
+    """float32 [r, L]: 1 where a position lies in the k-th of r nearly equal contiguous blocks, newest block first."""
+    block_of_position = torch.arange(length) * rank // length
+    return torch.nn.functional.one_hot(block_of_position, rank).T.float().contiguous()

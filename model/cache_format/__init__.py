@@ -1,0 +1,49 @@
+"""The contract between the cache's builder and the service: keys, user records, manifest and active pointer.
+
+Bytes and strings only: nothing here knows the store, the model or the network. docs/record-format.md is the
+specification; tests/model/test_cache_format_golden.py pins it.
+"""
+
+from model.cache_format.errors import ManifestError, Reason, RecordError
+from model.cache_format.keys import (
+    active_key,
+    check_prefix,
+    generation_prefix,
+    lease_key,
+    lock_key,
+    manifest_key,
+    new_generation,
+    record_key,
+    unpublished_key,
+    user_from_key,
+)
+from model.cache_format.manifest import ActivePointer, Manifest, Published
+from model.cache_format.pair import PRECISIONS, Precision
+from model.cache_format.record import FORMAT_VERSION, UserRecord, decode, encode
+from model.cache_format.shape import RecordShape
+
+__all__ = [
+    "FORMAT_VERSION",
+    "PRECISIONS",
+    "ActivePointer",
+    "Manifest",
+    "ManifestError",
+    "Precision",
+    "Published",
+    "Reason",
+    "RecordError",
+    "RecordShape",
+    "UserRecord",
+    "active_key",
+    "check_prefix",
+    "decode",
+    "encode",
+    "generation_prefix",
+    "lease_key",
+    "lock_key",
+    "manifest_key",
+    "new_generation",
+    "record_key",
+    "unpublished_key",
+    "user_from_key",
+]

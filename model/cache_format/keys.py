@@ -1,0 +1,117 @@
+"""Every key that the system has in the store, in one place.
+
+    {prefix}:{model_id}:{generation}:u:{user}        one user's record
+    {prefix}:{model_id}:{generation}:manifest        what the generation holds, as JSON
+    {prefix}:active                                  the pointer that readers follow, as JSON
+    {prefix}:lock:{{prefix}:active}                  the build lock             } these braces are in the key: a hash
+    {prefix}:unpublished:{{prefix}:active}           what builds have begun     } tag, so that a script on a cluster
+    {prefix}:lease:{{prefix}:active}:{reader}        a reader's lease           } reaches them and the pointer
+
+Cluster slots are computed over the hash tag where a key has one and over the whole key where it has none: the pointer
+carries no braces, so its slot is that of the tag `{prefix}:active`.
+"""
+
+import re
+import secrets
+from datetime import UTC, datetime
+from urllib.parse import quote, unquote
+
+from model.identifiers import Id, IdKind, canonical_bytes
+
+MAX_USER_BYTES = 256
+
+_PREFIX = re.compile(r"[^\s{}\x00-\x1f\x7f]+")
+_MODEL_ID = re.compile(r"[0-9a-f]{12}")
+_GENERATION = re.compile(r"[0-9A-Za-z-]{1,24}")
+_READER = re.compile(r"[0-9A-Za-z_.-]{1,128}")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+
+
+def record_key(prefix: str, model_id: str, generation: str, user_id: Id) -> str:
+    """The key of one user's record.
+
+    Raises ValueError for an empty id, one of more than 256 bytes of UTF-8, invalid Unicode, or an int beyond int64.
+    """
+    canonical_bytes(user_id)  # refuses what is no id, invalid Unicode and integers beyond 64 bits
+    text = str(user_id)
+    size = len(text.encode("utf-8"))
+    if not 1 <= size <= MAX_USER_BYTES:
+        raise ValueError(f"user id has {size} bytes of UTF-8, wanted 1 to {MAX_USER_BYTES}: use a shorter id")
+    return f"{generation_prefix(prefix, model_id, generation)}u:{_percent_encoded(text)}"
+
+
+def user_from_key(key: str, prefix: str, model_id: str, generation: str, kind: IdKind) -> Id:
+    """The user id that `record_key` made `key` from. Raises ValueError if it did not make it."""
+    head = generation_prefix(prefix, model_id, generation) + "u:"
+    encoded = key.removeprefix(head)
+    try:
+        text = unquote(encoded, errors="strict")
+        user_id = _id_of(text, kind)
+        if key.startswith(head) and record_key(prefix, model_id, generation, user_id) == key:
+            return user_id
+    except ValueError:
+        pass
+    raise ValueError(f"{key!r} is not the key of a record of {head}… with {kind} user ids: list that generation's keys")
+
+
+def generation_prefix(prefix: str, model_id: str, generation: str) -> str:
+    """What every key of one generation begins with, and no other key does."""
+    check_prefix(prefix)
+    _check("model id", _MODEL_ID, model_id, "12 lowercase hex digits")
+    _check("generation", _GENERATION, generation, "1 to 24 of [0-9A-Za-z-]")
+    return f"{prefix}:{model_id}:{generation}:"
+
+
+def manifest_key(prefix: str, model_id: str, generation: str) -> str:
+    """The key of a generation's manifest."""
+    return generation_prefix(prefix, model_id, generation) + "manifest"
+
+
+def active_key(prefix: str) -> str:
+    """The key of the pointer to what is published."""
+    return f"{check_prefix(prefix)}:active"
+
+
+def lock_key(prefix: str) -> str:
+    """The key of the build lock, in the pointer's cluster slot."""
+    return f"{prefix}:lock:{{{active_key(prefix)}}}"
+
+
+def unpublished_key(prefix: str) -> str:
+    """The key of the set of generations that were begun and neither published nor deleted, in the pointer's slot."""
+    return f"{prefix}:unpublished:{{{active_key(prefix)}}}"
+
+
+def lease_key(prefix: str, reader: str) -> str:
+    """The key of one reader's lease, in the pointer's cluster slot."""
+    _check("reader", _READER, reader, "1 to 128 of [0-9A-Za-z_.-]")
+    return f"{prefix}:lease:{{{active_key(prefix)}}}:{reader}"
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix` itself. Raises ValueError if it is empty or has braces, white space or control characters."""
+    _check("key prefix", _PREFIX, prefix, "some text without braces, white space and control characters")
+    return prefix
+
+
+def new_generation(now: datetime) -> str:
+    """A name that sorts by time and never repeats: UTC to the second and 24 random bits, `20261123T165357-3fa29c`."""
+    return f"{now.astimezone(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _percent_encoded(text: str) -> str:
+    # quote() keeps "." and "~" whatever it is told; we keep [A-Za-z0-9_-] and nothing else.
+    return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
+
+
+def _id_of(text: str, kind: IdKind) -> Id:
+    if kind == "string":
+        return text
+    if not _INTEGER.fullmatch(text):
+        raise ValueError(f"{text!r} is not an integer")
+    return int(text)
+
+
+def _check(what: str, grammar: re.Pattern[str], value: str, wanted: str) -> None:
+    if not grammar.fullmatch(value):
+        raise ValueError(f"{what} {value!r} is not valid: wanted {wanted}")

@@ -1,0 +1,132 @@
+"""The catalogue: from raw item ids to what the ranker reads, and the feature columns of users and requests.
+
+An item becomes its vocabulary row, the codes of its categorical features and one match hash per hashed column (the id,
+then each feature). Trainer, builder and service all come through `Catalogue.encode`, so they cannot disagree.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.identifiers import Id, IdKind
+from model.vocabulary import Int64s, Vocabulary
+
+
+class Items(NamedTuple):
+    """Encoded items of any leading shape; padding is all zeros.
+
+    rows: int64 [...], 0 padding, 1 unknown item; codes: int64 [..., F]; hashes: int64 [..., C] with C = 1 + F.
+    """
+
+    rows: Tensor
+    codes: Tensor
+    hashes: Tensor
+
+    def at(self, index: Tensor | slice) -> "Items":
+        """The items at `index` of the first axis."""
+        return Items(self.rows[index], self.codes[index], self.hashes[index])
+
+    def to(self, device: torch.device | str) -> "Items":
+        """The same items on another device."""
+        return Items(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    def unsqueeze(self) -> "Items":
+        """The same items with a leading axis of one user."""
+        return Items(*(tensor.unsqueeze(0) for tensor in self))
+
+    @staticmethod
+    def stack(parts: Sequence["Items"]) -> "Items":
+        """Join along a new first axis."""
+        return Items(*(torch.stack(tensors) for tensors in zip(*parts, strict=True)))
+
+    @staticmethod
+    def cat(parts: Sequence["Items"]) -> "Items":
+        """Join along the first axis."""
+        return Items(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+class Catalogue:
+    """Known items and their categorical features."""
+
+    def __init__(self, items: Vocabulary, features: Mapping[str, Vocabulary], codes_of_row: Int64s) -> None:
+        """`codes_of_row`: int64 [items.size, F], feature codes by vocabulary row. Raises ValueError if they don't fit."""
+        if codes_of_row.shape != (items.size, len(features)):
+            raise ValueError(
+                f"feature codes of shape {codes_of_row.shape} for {items.size} rows and {len(features)} features: "
+                "the catalogue and the vocabulary are of different exports"
+            )
+        self.items = items
+        self.features = dict(features)
+        self.codes_of_row = codes_of_row
+        self._feature_hashes_of_row = [
+            vocabulary.hash_of_code[codes_of_row[:, index]] for index, vocabulary in enumerate(self.features.values())
+        ]
+
+    @property
+    def item_kind(self) -> IdKind:
+        """Whether item ids are integers or strings."""
+        return self.items.kind
+
+    @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """Names of the item features, in the order of their codes."""
+        return tuple(self.features)
+
+    def encode(self, ids: Sequence[Id], features: Mapping[str, Sequence[Id | None]] | None = None) -> Items:
+        """Encode item ids, int64 [n] on the CPU; an item that is not known has row 1 and no features.
+
+        features: values that replace the catalogue's, column -> one value per id (None: missing).
+        Raises ValueError for ids or values of another type, an unknown column, or a column of another length.
+        """
+        rows, id_hashes = self.items.encode(ids)
+        codes = self.codes_of_row[rows]
+        hashes = np.stack([id_hashes, *(of_row[rows] for of_row in self._feature_hashes_of_row)], axis=-1)
+        for column, values in (features or {}).items():
+            index = self._column_index(column, len(values), len(ids))
+            codes[:, index], hashes[:, 1 + index] = _encode_column(column, self.features[column], values)
+        return Items(torch.from_numpy(rows), torch.from_numpy(codes), torch.from_numpy(hashes))
+
+    def _column_index(self, column: str, found: int, wanted: int) -> int:
+        if column not in self.features:
+            raise ValueError(f"no item feature is called {column!r}: this model has {list(self.features) or 'none'}")
+        if found != wanted:
+            raise ValueError(f"item feature {column!r} has {found} values for {wanted} items: send one per item")
+        return self.feature_columns.index(column)
+
+
+class FeatureSpec:
+    """The categorical columns of a user or of a request, in a fixed order."""
+
+    def __init__(self, owner: str, vocabularies: Mapping[str, Vocabulary]) -> None:
+        """`owner` names the columns' side in messages: "user" or "context"."""
+        self.owner = owner
+        self.vocabularies = dict(vocabularies)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, in the order of their codes."""
+        return tuple(self.vocabularies)
+
+    def encode(self, values: Mapping[str, Id | None]) -> Tensor:
+        """Codes int64 [F] on the CPU; a column that is not given is missing. Raises ValueError as `Catalogue.encode`."""
+        unknown = set(values) - set(self.vocabularies)
+        if unknown:
+            known = list(self.vocabularies) or "none"
+            raise ValueError(f"no {self.owner} feature is called {sorted(unknown)[0]!r}: this model has {known}")
+        codes = [
+            _encode_column(column, vocabulary, [values.get(column)])[0][0]
+            for column, vocabulary in self.vocabularies.items()
+        ]
+        return torch.tensor(codes, dtype=torch.int64)
+
+
+def _encode_column(column: str, vocabulary: Vocabulary, values: Sequence[Id | None]) -> tuple[Int64s, Int64s]:
+    try:
+        return vocabulary.encode(values)
+    except ValueError as error:
+        raise ValueError(f"feature {column!r}: {error}") from error
+
+

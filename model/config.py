@@ -1,0 +1,62 @@
+"""What a ranker is, as values: everything that decides its tensors' shapes and its arithmetic."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.attention.lrea import Form
+from model.identifiers import IdKind
+from model.match_sketch import check_cells, sketch_width
+
+LongAttention = Literal["lrea", "none"]
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """Shape of a ranker. Raises ValueError where the values cannot be one."""
+
+    width: int = 32  # d, item embedding width
+    head_width: int = 32  # h, scorer width
+    long_length: int = 512  # L, rows of the long history
+    short_length: int = 32  # S, rows of the short window, the newest ones
+    rank: int = 32  # r, slots
+    long_attention: LongAttention = "lrea"
+    form: Form = "absorbed"
+    short_attention: bool = True
+    match: bool = True
+    item_cells: int = 2048  # cells of each of the item's two sketch tables
+    feature_cells: int = 512  # the same for each item feature
+    feature_width: int = 8  # embedding width of a user or context feature
+    mlp: tuple[int, ...] = (512, 256, 128)
+    hash_seed: int = 20250304  # of every match hash; a bundle of another seed reads another sketch
+    user_kind: IdKind = "int"
+    item_kind: IdKind = "int"
+    item_features: tuple[str, ...] = ()
+    user_features: tuple[str, ...] = ()
+    context_features: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("width", "head_width", "long_length", "short_length", "rank", "feature_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: wanted at least 1")
+        if self.rank > self.long_length:
+            raise ValueError(f"rank {self.rank} for {self.long_length} rows of history: wanted at most {self.long_length}")
+        check_cells(self.sketch_cells)
+
+    @property
+    def sketch_cells(self) -> tuple[int, ...]:
+        """Cells per table of each hashed column: the item, then its features. Empty without match features."""
+        return (self.item_cells, *(self.feature_cells for _ in self.item_features)) if self.match else ()
+
+    @property
+    def sketch_width(self) -> int:
+        """M: bytes of one user's sketch."""
+        return sketch_width(self.sketch_cells)
+
+    @property
+    def slots(self) -> int:
+        """r where the model has a pair per user, else 0."""
+        return self.rank if self.long_attention == "lrea" else 0
+
+    def column_seed(self, column: str | None) -> int:
+        """Seed of one column's hashes (None: the item id), so that an id and a feature value don't share cells."""
+        return self.hash_seed + (0 if column is None else 1 + self.item_features.index(column))

@@ -1,0 +1,1 @@
+"""Public data sets, each turned into the documented data folder."""

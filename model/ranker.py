@@ -1,0 +1,201 @@
+"""The ranker: embeddings, short-window DIN, the long attention, match features, MLP.
+
+One set of functions is trained (`forward`), run offline over each user's history (`compress`, `sketch`) and served
+(`score`, `score_many`); they share every step, so the served score is the trained one. What the ranker does not know:
+ids (`model.catalogue` encodes them), where records come from, HTTP.
+
+Letters: U users, K candidates of a user in training, B candidates of a request, L long history, S short window, r slots,
+d width, M sketch bytes, F feature columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.attention.din import DinAttention
+from model.attention.lrea import LreaAttention, UserSlots
+from model.catalogue import Items
+from model.config import RankerConfig
+from model.match_sketch import FEATURES_PER_COLUMN, build_sketch, match_short, read_sketch
+from model.mlp import fold_batch_norm, serving_mlp, training_mlp
+
+EMBEDDING_STD = 0.1
+
+
+@dataclass(frozen=True)
+class VocabularySizes:
+    """Rows of every embedding table: items, then each item, user and context feature."""
+
+    items: int
+    item_features: tuple[int, ...]
+    user_features: tuple[int, ...]
+    context_features: tuple[int, ...]
+
+
+class TrainingBatch(NamedTuple):
+    """Samples of U requests, padded to K candidates."""
+
+    long: Items  # [U, L], newest first
+    short: Items  # [U, S], newest first
+    user_codes: Tensor  # int64 [U, Fu]
+    context_codes: Tensor  # int64 [U, Fc]
+    candidates: Items  # [U, K]
+    mask_UK: Tensor  # bool, true where there is a candidate
+    labels_UK: Tensor  # float32
+
+
+class UserState(NamedTuple):
+    """What a cache holds of one user's long history, float32 [r, d] twice and uint8 [M]."""
+
+    keys_Rd: Tensor
+    values_Rd: Tensor
+    sketch_M: Tensor
+
+    def to(self, device: torch.device | str) -> "UserState":
+        """The same state on another device."""
+        return UserState(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class ScoringInput(NamedTuple):
+    """One request, encoded: everything that its scores depend on."""
+
+    state: UserState
+    short: Items  # [n <= S], newest first
+    user_codes: Tensor  # int64 [Fu]
+    context_codes: Tensor  # int64 [Fc]
+    candidates: Items  # [B]
+
+    def to(self, device: torch.device | str) -> "ScoringInput":
+        """The same request on another device."""
+        return ScoringInput(*(part.to(device) for part in self))
+
+
+class Ranker(nn.Module):
+    """Click probability of candidates, given a user's whole history."""
+
+    def __init__(self, config: RankerConfig, sizes: VocabularySizes, *, serving: bool = False) -> None:
+        """serving: BatchNorm is folded into the MLP (see `folded`)."""
+        super().__init__()
+        self.config = config
+        self.sizes = sizes
+        width = config.width
+        self.item_embedding = _embedding(sizes.items, width)
+        self.feature_embeddings = nn.ModuleList(_embedding(size, width) for size in sizes.item_features)
+        side_sizes = (*sizes.user_features, *sizes.context_features)
+        self.side_embeddings = nn.ModuleList(_embedding(size, config.feature_width) for size in side_sizes)
+        self.short = (
+            DinAttention(width, config.head_width, config.short_length) if config.short_attention else None
+        )
+        self.long = (
+            LreaAttention(width, config.head_width, config.long_length, config.rank, config.form)
+            if config.long_attention == "lrea"
+            else None
+        )
+        build = serving_mlp if serving else training_mlp
+        self.mlp = build(self._mlp_inputs(), config.mlp)
+
+    def _mlp_inputs(self) -> int:
+        interests = 1 + (self.short is not None) + (self.long is not None)
+        matches = 2 * FEATURES_PER_COLUMN * len(self.config.sketch_cells)
+        return interests * self.config.width + len(self.side_embeddings) * self.config.feature_width + matches
+
+    def folded(self) -> "Ranker":
+        """A copy for serving: the same function, without BatchNorm and without gradients."""
+        ranker = Ranker(self.config, self.sizes, serving=True)
+        kept = {name: value for name, value in self.state_dict().items() if not name.startswith("mlp.")}
+        ranker.load_state_dict(kept, strict=False)
+        fold_batch_norm(self.mlp, ranker.mlp)
+        return ranker.eval().requires_grad_(False)
+
+    # ---- the long history, once per user
+
+    def embed(self, items: Items) -> Tensor:
+        """Embeddings [..., d]: the item's plus its features'; zero where padded."""
+        embedded = self.item_embedding(items.rows)
+        for index, table in enumerate(self.feature_embeddings):
+            embedded = embedded + table(items.codes[..., index])
+        return embedded
+
+    def compress(self, long: Items) -> UserSlots:
+        """Slots of each user's long history [U, L], newest first; width 0 slots where the model has none."""
+        if self.long is None:
+            empty = torch.zeros(len(long.rows), 0, self.config.width, device=long.rows.device)
+            return UserSlots(empty, empty)
+        return self.long.compress(self.embed(long))
+
+    def sketch(self, long: Items) -> Tensor:
+        """Match sketch of each user's long history, uint8 [U, M]; M is 0 where the model has none."""
+        if not self.config.match:
+            return torch.zeros(len(long.rows), 0, dtype=torch.uint8, device=long.rows.device)
+        return build_sketch(long.hashes, self.config.sketch_cells)
+
+    # ---- candidates
+
+    def forward(self, batch: TrainingBatch, *, served_form: bool = False) -> Tensor:
+        """Logits float32 [n] of the n candidates that the mask keeps, in the form that is trained or that is served."""
+        target_UKd = self.embed(batch.candidates)
+        long_UKd = None
+        if self.long is not None:
+            form = self.long.served_form if served_form else self.long.training_form
+            long_UKd = form(target_UKd, self.embed(batch.long))
+        inputs_UKf = self._mlp_input(
+            target_UKd, long_UKd, self.sketch(batch.long), batch.short, batch.candidates,
+            torch.cat([batch.user_codes, batch.context_codes], dim=-1),
+        )  # fmt: skip
+        logits: Tensor = self.mlp(inputs_UKf[batch.mask_UK])
+        return logits.squeeze(-1)
+
+    @torch.no_grad()
+    def score(self, request: ScoringInput) -> Tensor:
+        """Logits float32 [B] of one request's candidates, from the user's cached state."""
+        return self.score_many([request])[0]
+
+    @torch.no_grad()
+    def score_many(self, requests: Sequence[ScoringInput]) -> list[Tensor]:
+        """Logits float32 [B] of each request: one absorbed GEMM per user, one pass of the MLP for all of them."""
+        sizes = [len(request.candidates.rows) for request in requests]
+        inputs = torch.cat([self._serving_input(request) for request in requests])
+        return list(self.mlp(inputs).squeeze(-1).split(sizes))
+
+    def _serving_input(self, request: ScoringInput) -> Tensor:
+        candidates = request.candidates.unsqueeze()
+        target_UKd = self.embed(candidates)
+        slots = UserSlots(request.state.keys_Rd.unsqueeze(0), request.state.values_Rd.unsqueeze(0))
+        long_UKd = self.long.absorbed(target_UKd, slots) if self.long is not None else None
+        side = torch.cat([request.user_codes, request.context_codes]).unsqueeze(0)
+        short, sketch_UM = request.short.unsqueeze(), request.state.sketch_M.unsqueeze(0)
+        return self._mlp_input(target_UKd, long_UKd, sketch_UM, short, candidates, side).squeeze(0)
+
+    def _mlp_input(
+        self,
+        target_UKd: Tensor,
+        long_UKd: Tensor | None,
+        sketch_UM: Tensor,
+        short: Items,
+        candidates: Items,
+        side_codes_UF: Tensor,
+    ) -> Tensor:
+        """Everything the MLP reads of each candidate, float32 [U, K, f]."""
+        parts = [target_UKd]
+        if self.short is not None:
+            parts.append(self.short(target_UKd, self.embed(short)))
+        if long_UKd is not None:
+            parts.append(long_UKd)
+        for index, table in enumerate(self.side_embeddings):
+            parts.append(table(side_codes_UF[:, index]).unsqueeze(1).expand(-1, target_UKd.shape[1], -1))
+        if self.config.match:
+            parts.append(match_short(short.hashes, candidates.hashes))
+            parts.append(read_sketch(sketch_UM, candidates.hashes, self.config.sketch_cells))
+        return torch.cat(parts, dim=-1)
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """A table drawn from N(0, .1²), with the missing and the unknown value at zero: neither says anything."""
+    table = nn.Embedding(rows, width, padding_idx=0)
+    nn.init.normal_(table.weight, std=EMBEDDING_STD)
+    with torch.no_grad():
+        table.weight[:2] = 0
+    return table

@@ -1,0 +1,192 @@
+"""Training: requests of a log -> a ranker, the best weights on held-out time, exported as a bundle.
+
+One process, one device. Rows at T or later are never read: vocabulary, popularity, samples and histories end at T.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.absorption import absorption_gap
+from model.batches import BatchSource
+from model.behaviours import DataError, InteractionLog
+from model.bundle import sizes_of, write_bundle
+from model.columns import fit_columns
+from model.encoding import encode_log
+from model.histories import Histories
+from model.metrics import auc, gauc
+from model.ranker import Ranker, TrainingBatch
+from model.recipe import Recipe, TrainingConfig
+from model.samples import Requests, add_negatives, collect_requests, limit_candidates, popularity_pool
+
+# Called with (steps done, steps in all, loss of the step).
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is learnt from and what the best weights are chosen on, both before T."""
+
+    training: Requests  # positives, or labelled rows
+    validation: Requests  # with its negatives
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    path: Path
+    model_id: str
+    metrics: dict[str, float]
+    samples: int
+    seconds: float
+
+
+def train(
+    log: InteractionLog, out: Path, recipe: Recipe, as_of: int, device: torch.device, progress: Progress
+) -> Trained:
+    """Train on rows before T and write the bundle to `out/{model_id}`.
+
+    Raises DataError if there is nothing to learn from, and AbsorptionError (nothing is written) if the served form is
+    not the trained one within the recipe's tolerance.
+    """
+    started, options = time.monotonic(), recipe.training
+    torch.manual_seed(options.seed)
+    rng = np.random.default_rng(options.seed)
+    config, catalogue, users, context = fit_columns(log, as_of, recipe.model)
+    encoded = encode_log(log, catalogue, users, context)
+    source = BatchSource(encoded, Histories.live(log), config, device)
+    split = split_by_time(log, encoded.context_codes.numpy(), as_of, options, rng)
+    ranker = Ranker(config, sizes_of(catalogue, users, context)).to(device)
+    _zero_unseen_items(ranker, encoded.items.rows[1:][np.unique(log.item[log.timestamp < as_of])])
+    best = _Best()
+    samples = _fit(ranker, source, split, popularity_pool(log, as_of), options, rng, best, progress)
+    ranker.load_state_dict(best.weights)
+    served = ranker.folded()
+    held_out = list(source.batches(split.validation, options.batch_requests))
+    gap = absorption_gap(served, held_out)
+    gap.check(options.absorption_tolerance)
+    seconds = time.monotonic() - started
+    facts = {
+        "as_of": as_of, "training": asdict(options), "metrics": best.metrics, "absorption_gap": asdict(gap),
+        "samples": samples, "data": log.source_fingerprint(), "torch": torch.__version__,
+    }  # fmt: skip
+    path = write_bundle(out, served.cpu(), catalogue, users, context, facts)
+    return Trained(path, path.name, best.metrics, samples, seconds)
+
+
+def split_by_time(
+    log: InteractionLog, context_codes: Any, as_of: int, options: TrainingConfig, rng: np.random.Generator
+) -> Split:
+    """The newest requests before T: the last of them for validation, the others for training."""
+    first = int(log.timestamp[0:].min())
+    requests = collect_requests(log, context_codes, first, as_of)
+    cap = options.targets_per_request * (1 + options.negatives_per_positive if log.has_labels else 1)
+    learnt_per_request = np.minimum(np.diff(requests.offsets), cap)
+    newest = np.cumsum(learnt_per_request[::-1])[::-1] <= options.max_positives
+    requests = requests.only(np.flatnonzero(newest))
+    held_out = max(1, int(len(requests) * options.validation_fraction))
+    if held_out >= len(requests):
+        raise DataError(f"{log.folder}: {len(requests)} requests before {as_of}: too few to train and to validate on")
+    training = requests.only(np.arange(len(requests) - held_out))
+    validation = requests.only(np.arange(len(requests) - held_out, len(requests)))
+    if not log.has_labels:
+        validation = add_negatives(validation, popularity_pool(log, as_of), options.negatives_per_positive, rng)
+    return Split(training, validation)
+
+
+def evaluate_ranker(ranker: Ranker, source: BatchSource, requests: Requests, batch_requests: int) -> dict[str, float]:
+    """AUC, GAUC and log loss of a ranker in its trained form; leaves it in evaluation mode."""
+    ranker.eval()
+    with torch.no_grad():
+        logits = torch.cat([ranker(batch) for batch in source.batches(requests, batch_requests)]).cpu()
+    labels, scores = requests.labels, logits.numpy()
+    loss = functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels.astype(np.float32)))
+    groups = requests.request_of_candidate
+    return {"auc": auc(labels, scores), "gauc": gauc(groups, labels, scores), "log_loss": loss.item()}
+
+
+class _Best:
+    """The best weights so far, by AUC on held-out time."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, ranker: Ranker, metrics: dict[str, float]) -> None:
+        # NaN (a single class held out) never replaces anything, but the first offer is always kept.
+        if not self.metrics or metrics["auc"] > self.metrics["auc"]:
+            self.metrics = metrics
+            self.weights = {name: tensor.detach().clone() for name, tensor in ranker.state_dict().items()}
+
+
+def _fit(
+    ranker: Ranker,
+    source: BatchSource,
+    split: Split,
+    pool: Any,
+    options: TrainingConfig,
+    rng: np.random.Generator,
+    best: _Best,
+    progress: Progress,
+) -> int:
+    """Train to the last epoch, offering weights as it goes; returns the samples seen."""
+    steps_per_epoch = -(-len(split.training) // options.batch_requests)
+    steps = steps_per_epoch * options.epochs
+    optimizer = _optimizer(ranker, options)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    check_every = max(1, steps_per_epoch // options.validations_per_epoch)
+    step = samples = 0
+    for _ in range(options.epochs):
+        for batch in source.batches(_epoch(split.training, pool, options, rng), options.batch_requests):
+            loss = _step(ranker, batch, optimizer, options.penalty_weight)
+            decay.step()
+            step, samples = step + 1, samples + int(batch.mask_UK.sum())
+            progress(step, steps, loss)
+            if step % check_every == 0 or step == steps:
+                best.offer(ranker, evaluate_ranker(ranker, source, split.validation, options.batch_requests))
+    return samples
+
+
+def _epoch(training: Requests, pool: Any, options: TrainingConfig, rng: np.random.Generator) -> Requests:
+    """One epoch's requests in random order, with its choice of targets and its negatives."""
+    has_negatives = bool((training.labels == 0).any())
+    cap = options.targets_per_request * (1 + options.negatives_per_positive if has_negatives else 1)
+    chosen = limit_candidates(training, cap, rng)
+    if not has_negatives:
+        chosen = add_negatives(chosen, pool, options.negatives_per_positive, rng)
+    return chosen.only(rng.permutation(len(chosen)))
+
+
+def _step(ranker: Ranker, batch: TrainingBatch, optimizer: torch.optim.Optimizer, penalty_weight: float) -> float:
+    ranker.train()
+    logits = ranker(batch)
+    loss = functional.binary_cross_entropy_with_logits(logits, batch.labels_UK[batch.mask_UK])
+    objective = loss
+    if ranker.long is not None and ranker.long.form == "paper":
+        objective = loss + penalty_weight * ranker.long.penalty()
+    optimizer.zero_grad(set_to_none=True)
+    objective.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _optimizer(ranker: Ranker, options: TrainingConfig) -> torch.optim.Optimizer:
+    if options.optimizer == "adagrad":
+        return torch.optim.Adagrad(ranker.parameters(), lr=options.learning_rate)
+    return torch.optim.Adam(ranker.parameters(), lr=options.learning_rate, fused=True)
+
+
+@torch.no_grad()
+def _zero_unseen_items(ranker: Ranker, seen_rows: Tensor) -> None:
+    """Items that are listed but have no row before T say nothing of themselves, only through their features."""
+    unseen = torch.ones(ranker.sizes.items, dtype=torch.bool)
+    unseen[seen_rows] = False
+    ranker.item_embedding.weight[unseen.to(ranker.item_embedding.weight.device)] = 0
