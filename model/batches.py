@@ -38,6 +38,12 @@ class BatchSource:
             labels_UK=torch.from_numpy(labels_UK).to(self.device),
         )
 
+    def long_histories(self, requests: Requests, cuts: Int64s) -> Items:
+        """Only the long histories [U, L] before each cut."""
+        return self._items(
+            self.histories.window(requests.user, cuts, self.config.long_length, self.config.short_length).long_nL
+        )
+
     def batches(self, requests: Requests, batch_requests: int) -> Iterator[TrainingBatch]:
         """All requests in order, each with everything before its session as history."""
         for start in range(0, len(requests), batch_requests):

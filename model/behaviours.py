@@ -1,8 +1,8 @@
 """A folder of Parquet logs as arrays: who did what, when, and what of it is history.
 
-`interactions.parquet`: user_id, item_id (integers or strings), timestamp (int); optional label (1 clicked, 0 shown and not
-clicked, null: history only), in_history (bool), session_id, and context columns. `items.parquet`, `users.parquet`:
-optional, an id and categorical columns. Rows of one session never see each other as history.
+`interactions.parquet`: user_id, item_id (integers or strings), timestamp (int); optional label (1 clicked, 0 shown and
+not clicked, null: history only), in_history (bool), session_id, and context columns. `items.parquet` and
+`users.parquet`: optional, an id and categorical columns. Rows of one session never see each other as history.
 
 A log knows nothing of models: items are codes of its own `item_ids`, and time is whatever integer the log counts in.
 """
@@ -88,15 +88,23 @@ def read_log(folder: Path) -> InteractionLog:
     item_ids, item = _factorize(table["item_id"], sort=False)
     timestamp = _int64(table["timestamp"])
     order = np.lexsort((timestamp, user))
-    user, item, timestamp = user[order], item[order].astype(np.int32), timestamp[order]
+    user, timestamp = user[order], timestamp[order]
     start, end = _session_spans(table, order, user, timestamp)
     label = _labels(path, table)[order]
     return InteractionLog(
-        folder=folder, user_ids=user_ids, item_ids=item_ids, user=user, item=item, timestamp=timestamp, label=label,
-        has_labels="label" in table.column_names, in_history=_in_history(table, order, label),
-        session_start=start, session_end=end, context=table.drop_columns(
-            [name for name in table.column_names if name in _STANDARD]).take(order),
-    )  # fmt: skip
+        folder=folder,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        user=user,
+        item=item[order].astype(np.int32),
+        timestamp=timestamp,
+        label=label,
+        has_labels="label" in table.column_names,
+        in_history=_in_history(table, order, label),
+        session_start=start,
+        session_end=end,
+        context=table.drop_columns([name for name in table.column_names if name in _STANDARD]).take(order),
+    )
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -141,7 +149,8 @@ def _kind(found: pa.DataType) -> IdKind:
 
 
 def _int64(column: pa.ChunkedArray) -> Int64s:
-    return column.cast(pa.int64()).to_numpy()
+    values: Int64s = column.cast(pa.int64()).to_numpy()
+    return values
 
 
 def _factorize(column: pa.ChunkedArray, *, sort: bool) -> tuple[pa.Array, Int64s]:
@@ -167,7 +176,8 @@ def _labels(path: Path, table: pa.Table) -> npt.NDArray[np.int8]:
     wrong = label[~np.isin(label, (1, 0, NO_LABEL))]
     if len(wrong):
         raise DataError(f"{path}: label {wrong[0]} in {len(wrong)} rows, wanted 1 (clicked), 0 (not clicked) or null")
-    return label.astype(np.int8)
+    narrow: npt.NDArray[np.int8] = label.astype(np.int8)
+    return narrow
 
 
 def _in_history(table: pa.Table, order: Int64s, label: npt.NDArray[np.int8]) -> Bools:

@@ -1,8 +1,8 @@
 """A bundle: one trained model as a folder, `config.json` + `weights.safetensors` + `vocab.safetensors`.
 
-The folder is written under a temporary name and renamed, so it is whole or absent. `model_id` is the first 12 hex digits
-of SHA-256 over the canonical JSON of the configuration and every tensor; reading recomputes it, so weights that do not
-belong to their config, or a file cut short, are refused. No pickle anywhere.
+The folder is written under a temporary name and renamed, so it is whole or absent. `model_id` is the first 12 hex
+digits of SHA-256 over the canonical JSON of the configuration and every tensor; reading recomputes it, so weights that
+do not belong to their config, or a file cut short, are refused. No pickle anywhere.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.cache_format import RecordShape, UserRecord
 from model.catalogue import Catalogue, FeatureSpec, Items
-from model.config import RankerConfig
+from model.config import ConfigError, RankerConfig, read_config
 from model.identifiers import Id, IdKind
 from model.ranker import Ranker, UserState, VocabularySizes
 from model.vocabulary import Vocabulary
@@ -111,9 +111,7 @@ class Bundle:
 def _pad(items: Items, length: int) -> Items:
     """`items` [n] with zero rows behind them up to `length`."""
     missing = length - len(items.rows)
-    padded = (
-        torch.cat([tensor, torch.zeros(missing, *tensor.shape[1:], dtype=tensor.dtype)]) for tensor in items
-    )
+    padded = (torch.cat([tensor, torch.zeros(missing, *tensor.shape[1:], dtype=tensor.dtype)]) for tensor in items)
     return Items(*padded)
 
 
@@ -153,7 +151,9 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
     weights, vocabulary = _read_tensors(folder / WEIGHTS), _read_tensors(folder / VOCABULARY)
     found = _identity(config, weights, vocabulary)
     if found != stated:
-        raise BundleError(f"{folder}: config.json says model {stated}, its tensors are {found}: export the bundle again")
+        raise BundleError(
+            f"{folder}: config.json says model {stated}, its tensors are {found}: export the bundle again"
+        )
     try:
         catalogue, users, context = _read_vocabularies(config, vocabulary)
         ranker = Ranker(config, sizes_of(catalogue, users, context), serving=True)
@@ -191,11 +191,8 @@ def _read_config(path: Path) -> tuple[RankerConfig, dict[str, Any], str]:
         if content["format_version"] != FORMAT_VERSION:
             found = content["format_version"]
             raise BundleError(f"{path}: bundle format {found}, this code reads {FORMAT_VERSION}: export it again")
-        lists_as_tuples = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content["model"].items()
-        }
-        return RankerConfig(**lists_as_tuples), content["metadata"], content["model_id"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        return read_config(content["model"]), content["metadata"], content["model_id"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ConfigError) as error:
         raise BundleError(f"{path} is not a bundle's config ({error!r}): export the bundle again") from error
 
 
@@ -203,7 +200,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise BundleError(f"{path} cannot be read ({error}): it is missing or cut short, export the bundle again") from error
+        raise BundleError(
+            f"{path} cannot be read ({error}): it is missing or cut short, export the bundle again"
+        ) from error
 
 
 def _vocabulary_tensors(catalogue: Catalogue, users: FeatureSpec, context: FeatureSpec) -> dict[str, Tensor]:
@@ -220,7 +219,11 @@ def _read_vocabularies(
     config: RankerConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[Catalogue, FeatureSpec, FeatureSpec]:
     def vocabulary(name: str, seed: int) -> Vocabulary:
-        parts = {part: tensors[f"{name}.{part}"].numpy() for part in ("ids", "blob", "offsets") if f"{name}.{part}" in tensors}
+        parts = {
+            part: tensors[f"{name}.{part}"].numpy()
+            for part in ("ids", "blob", "offsets")
+            if f"{name}.{part}" in tensors
+        }
         return Vocabulary("int" if "ids" in parts else "string", parts, seed)
 
     items = vocabulary("items", config.column_seed(None))

@@ -52,7 +52,7 @@ class Catalogue:
     """Known items and their categorical features."""
 
     def __init__(self, items: Vocabulary, features: Mapping[str, Vocabulary], codes_of_row: Int64s) -> None:
-        """`codes_of_row`: int64 [items.size, F], feature codes by vocabulary row. Raises ValueError if they don't fit."""
+        """codes_of_row: int64 [items.size, F], feature codes by vocabulary row. Raises ValueError if they don't fit."""
         if codes_of_row.shape != (items.size, len(features)):
             raise ValueError(
                 f"feature codes of shape {codes_of_row.shape} for {items.size} rows and {len(features)} features: "
@@ -111,7 +111,7 @@ class FeatureSpec:
         return tuple(self.vocabularies)
 
     def encode(self, values: Mapping[str, Id | None]) -> Tensor:
-        """Codes int64 [F] on the CPU; a column that is not given is missing. Raises ValueError as `Catalogue.encode`."""
+        """Codes int64 [F] on the CPU; a column not given is missing. Raises ValueError as `Catalogue.encode` does."""
         unknown = set(values) - set(self.vocabularies)
         if unknown:
             known = list(self.vocabularies) or "none"
@@ -128,5 +128,3 @@ def _encode_column(column: str, vocabulary: Vocabulary, values: Sequence[Id | No
         return vocabulary.encode(values)
     except ValueError as error:
         raise ValueError(f"feature {column!r}: {error}") from error
-
-

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from model.behaviours import DataError, InteractionLog, id_list
 from model.catalogue import Catalogue, FeatureSpec
-from model.config import RankerConfig
+from model.config import RankerConfig, read_config
 from model.identifiers import IdKind
 from model.vocabulary import Vocabulary
 
@@ -18,8 +18,8 @@ def fit_columns(
 ) -> tuple[RankerConfig, Catalogue, FeatureSpec, FeatureSpec]:
     """The configuration, catalogue, user columns and context columns of a model trained on rows before T.
 
-    options: RankerConfig's fields. Item and user features default to every integer or string column of items.parquet and
-    users.parquet, context to none: a column of interactions.parquet may be known only after the click, so it is named.
+    options: RankerConfig's fields. Item and user features default to every integer or string column of items.parquet
+    and users.parquet, context to none: a column of the interactions may be known only after the click, so it is named.
     Raises DataError or ValueError for a column that is not there or not categorical.
     """
     items, users = log.items_table(), log.users_table()
@@ -28,7 +28,7 @@ def fit_columns(
         "user_features": tuple(options.get("user_features", _categorical(users, "user_id"))),
         "context_features": tuple(options.get("context_features", ())),
     }
-    config = RankerConfig(**{**options, **named}, user_kind=log.user_kind, item_kind=log.item_kind)
+    config = read_config({**options, **named, "user_kind": log.user_kind, "item_kind": log.item_kind})
     catalogue = _catalogue(log, as_of, items, config)
     user_spec = _spec(log, "user", users, config.user_features, config.hash_seed)
     past = log.context.filter(pa.array(log.timestamp < as_of)) if config.context_features else None
@@ -72,7 +72,9 @@ def _values(log: InteractionLog, owner: str, table: pa.Table | None, name: str) 
         raise DataError(f"{log.folder}: no {owner} feature is called {name!r} (found {found}): name one that is there")
     if _column_kind(table.schema.field(name).type) is None:
         found_type = table.schema.field(name).type
-        raise DataError(f"{log.folder}: {owner} feature {name!r} is {found_type}, wanted integers or strings: bucket it")
+        raise DataError(
+            f"{log.folder}: {owner} feature {name!r} is {found_type}, wanted integers or strings: bucket it"
+        )
     return list(table[name].to_pylist())
 
 

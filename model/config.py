@@ -1,7 +1,10 @@
 """What a ranker is, as values: everything that decides its tensors' shapes and its arithmetic."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from model.attention.lrea import Form
 from model.identifiers import IdKind
@@ -10,9 +13,15 @@ from model.match_sketch import check_cells, sketch_width
 LongAttention = Literal["lrea", "none"]
 
 
+class ConfigError(ValueError):
+    """Values that are not a ranker's configuration."""
+
+
 @dataclass(frozen=True)
 class RankerConfig:
     """Shape of a ranker. Raises ValueError where the values cannot be one."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     width: int = 32  # d, item embedding width
     head_width: int = 32  # h, scorer width
@@ -39,7 +48,9 @@ class RankerConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: wanted at least 1")
         if self.rank > self.long_length:
-            raise ValueError(f"rank {self.rank} for {self.long_length} rows of history: wanted at most {self.long_length}")
+            raise ValueError(
+                f"rank {self.rank} for {self.long_length} rows of history: wanted at most {self.long_length}"
+            )
         check_cells(self.sketch_cells)
 
     @property
@@ -60,3 +71,13 @@ class RankerConfig:
     def column_seed(self, column: str | None) -> int:
         """Seed of one column's hashes (None: the item id), so that an id and a feature value don't share cells."""
         return self.hash_seed + (0 if column is None else 1 + self.item_features.index(column))
+
+
+def read_config(values: Mapping[str, Any]) -> RankerConfig:
+    """A configuration from plain values, as JSON or TOML give them. Raises ConfigError naming the option."""
+    try:
+        return TypeAdapter(RankerConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the model's options"
+        raise ConfigError(f"{where}: {first['msg']}, found {first['input']!r}") from error

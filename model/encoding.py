@@ -34,7 +34,9 @@ def encode_log(log: InteractionLog, catalogue: Catalogue, users: FeatureSpec, co
             f"{log.folder}: item_id holds {log.item_kind}s, the model was trained on {catalogue.item_kind}s: cast it"
         )
     known = catalogue.encode(id_list(log.item_ids))
-    padding = Items(*(torch.zeros_like(tensor[:1]) for tensor in catalogue.encode([0 if log.item_kind == "int" else ""])))
+    padding = Items(
+        *(torch.zeros_like(tensor[:1]) for tensor in catalogue.encode([0 if log.item_kind == "int" else ""]))
+    )
     return EncodedLog(Items.cat([padding, known]), _user_codes(log, users), _context_codes(log, context))
 
 
@@ -62,7 +64,9 @@ def _context_codes(log: InteractionLog, spec: FeatureSpec) -> Tensor:
 def _require(log: InteractionLog, file: str, table: pa.Table, wanted: Mapping[str, Vocabulary]) -> None:
     missing = [name for name in wanted if name not in table.column_names]
     if missing:
-        raise DataError(f"{log.folder / file} has no column {missing[0]!r}, found {table.column_names}: the model reads it")
+        raise DataError(
+            f"{log.folder / file} has no column {missing[0]!r}, found {table.column_names}: the model reads it"
+        )
 
 
 def _codes(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Tensor:
@@ -71,5 +75,3 @@ def _codes(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Tensor:
     code_of_value = np.append(vocabulary.encode(id_list(encoded.dictionary))[0], 0)
     index = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy()
     return torch.from_numpy(code_of_value[index])
-
-

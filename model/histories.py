@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model.behaviours import Bools, InteractionLog, Int32s, Int64s
+from model.behaviours import Bools, Int32s, Int64s, InteractionLog
 
 
 class Window(NamedTuple):

@@ -5,7 +5,7 @@ Per hashed column (the item, then each categorical item feature) a sketch holds 
 the long history. A cell is `count_code << 4 | age_code`; 0 is empty. Both tables are read and the smaller count and
 the older age are kept, because a collision can only raise a count and only lower an age.
 
-    count_code  1..15: the largest k with COUNT_STEPS[k - 1] <= count (exact up to 4, then half octaves, 192 and more: 15)
+    count_code  1..15: the largest k with COUNT_STEPS[k - 1] <= count: exact up to 4, then half octaves, 15 from 192 on
     age_code    0..15: floor(log2(age + 1)), saturating; age is in positions back from the newest long row (age 0)
     cell index  table 0: low 32 bits of the hash mod m; table 1: high 32 bits mod m; m is a power of two
 

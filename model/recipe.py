@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from model.config import RankerConfig
 
 Variant = Literal["lrea", "lrea-paper", "short-match", "short-only", "item-only"]
@@ -65,8 +67,12 @@ def read_recipe(path: Path | None) -> Recipe:
     model, training = content.get("model", {}), content.get("training", {})
     _check_names(path, "model.", model, [one.name for one in dataclasses.fields(RankerConfig)])
     _check_names(path, "training.", training, [one.name for one in dataclasses.fields(TrainingConfig)])
-    lists_as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
-    return Recipe(lists_as_tuples, TrainingConfig(**training))
+    try:
+        return Recipe(model, TypeAdapter(TrainingConfig).validate_python(training))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(("training", *map(str, first["loc"])))
+        raise ValueError(f"{path}: {name}: {first['msg']}, found {first['input']!r}") from error
 
 
 def _check_names(path: Path, table: str, found: dict[str, Any], wanted: list[str]) -> None:

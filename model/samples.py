@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from model.behaviours import NO_LABEL, Bools, DataError, InteractionLog, Int32s, Int64s
+from model.behaviours import NO_LABEL, Bools, DataError, Int32s, Int64s, InteractionLog
 
 _REDRAWS = 4
 
@@ -40,7 +40,12 @@ class Requests:
         offsets = np.concatenate([[0], np.cumsum(counts)])
         place = np.repeat(self.offsets[requests] - offsets[:-1], counts) + np.arange(offsets[-1])
         return Requests(
-            self.user[requests], self.before[requests], self.row[requests], offsets, self.items[place], self.labels[place]
+            self.user[requests],
+            self.before[requests],
+            self.row[requests],
+            offsets,
+            self.items[place],
+            self.labels[place],
         )
 
     def keep_candidates(self, keep: Bools) -> "Requests":
@@ -60,7 +65,9 @@ def collect_requests(log: InteractionLog, context_codes: Int64s, start: int, sto
     """
     rows = np.flatnonzero((log.label != NO_LABEL) & (log.timestamp >= start) & (log.timestamp < stop))
     if not np.any(log.label[rows] == 1):
-        raise DataError(f"{log.folder}: no clicked row with {start} <= timestamp < {stop}: nothing to learn or judge by")
+        raise DataError(
+            f"{log.folder}: no clicked row with {start} <= timestamp < {stop}: nothing to learn or judge by"
+        )
     keys = np.column_stack([log.session_start[rows], log.user[rows], context_codes[rows]])
     order = np.lexsort(keys.T[::-1])
     rows, keys = rows[order], keys[order]
@@ -73,7 +80,8 @@ def collect_requests(log: InteractionLog, context_codes: Int64s, start: int, sto
 
 def popularity_pool(log: InteractionLog, as_of: int) -> Int32s:
     """Items of the clicked rows before T: a uniform draw from them is a draw by popularity. int32 [n]."""
-    return log.item[(log.label == 1) & (log.timestamp < as_of)]
+    pool: Int32s = log.item[(log.label == 1) & (log.timestamp < as_of)]
+    return pool
 
 
 def only_known_items(requests: Requests, log: InteractionLog, as_of: int) -> Requests:
@@ -92,7 +100,7 @@ def limit_candidates(requests: Requests, most: int, rng: np.random.Generator) ->
 
 
 def add_negatives(requests: Requests, pool: Int32s, per_positive: int, rng: np.random.Generator) -> Requests:
-    """Add `per_positive` draws from `pool` per candidate; a draw that the request already has is drawn again, then dropped."""
+    """Add `per_positive` draws from `pool` per candidate; one the request has already is drawn again, then dropped."""
     owner = np.repeat(requests.request_of_candidate, per_positive)
     base = int(max(pool.max(), requests.items.max())) + 1
     taken = np.unique(requests.request_of_candidate * base + requests.items)

@@ -173,7 +173,7 @@ def _step(ranker: Ranker, batch: TrainingBatch, optimizer: torch.optim.Optimizer
     if ranker.long is not None and ranker.long.form == "paper":
         objective = loss + penalty_weight * ranker.long.penalty()
     optimizer.zero_grad(set_to_none=True)
-    objective.backward()
+    objective.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.item()
 

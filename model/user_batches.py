@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from model.behaviours import DataError, InteractionLog, Int64s, id_list
+from model.behaviours import DataError, Int64s, InteractionLog, id_list
 from model.bundle import Bundle
 from model.catalogue import Items
 from model.encoding import EncodedLog, encode_log
@@ -44,7 +44,9 @@ def iterate_users(log: InteractionLog, bundle: Bundle, as_of: int | None, batch_
     """
     if log.user_kind != bundle.user_kind:
         found, wanted = log.user_kind, bundle.user_kind
-        raise DataError(f"{log.folder}: user_id holds {found}s, model {bundle.model_id} was trained on {wanted}s: cast it")
+        raise DataError(
+            f"{log.folder}: user_id holds {found}s, model {bundle.model_id} was trained on {wanted}s: cast it"
+        )
     encoded = encode_log(log, bundle.catalogue, bundle.user_features, bundle.context_features)
     histories = frozen_or_live(log, as_of)
     users = np.flatnonzero(np.diff(histories.offsets))
@@ -52,9 +54,7 @@ def iterate_users(log: InteractionLog, bundle: Bundle, as_of: int | None, batch_
         yield _batch(log, bundle, encoded, histories, users[start : start + batch_users])
 
 
-def _batch(
-    log: InteractionLog, bundle: Bundle, encoded: EncodedLog, histories: Histories, users: Int64s
-) -> UserBatch:
+def _batch(log: InteractionLog, bundle: Bundle, encoded: EncodedLog, histories: Histories, users: Int64s) -> UserBatch:
     cuts = histories.ends[users]
     window = histories.window(users, cuts, bundle.config.long_length, bundle.config.short_length)
     starts = np.maximum(histories.offsets[users], cuts - bundle.config.short_length)

@@ -1,8 +1,8 @@
 """A vocabulary: the sorted known values of one column, looked up exactly.
 
-Code 0 is a missing value (or padding), 1 a value that is not known, 2 and up the known values in sorted order. Integers
-lie in one int64 array. Strings lie in one sorted UTF-8 blob with offsets; a 64-bit hash finds the place, and the bytes
-decide: a hash is an index, never an identity.
+Code 0 is a missing value (or padding), 1 a value that is not known, 2 and up the known values in sorted order.
+Integers lie in one int64 array. Strings lie in one sorted UTF-8 blob with offsets; a 64-bit hash finds the place, and
+the bytes decide: a hash is an index, never an identity.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from model.identifiers import NULL_HASH, Id, IdKind, canonical_bytes, id_kind, match_hashes
+from model.identifiers import NULL_HASH, Id, IdKind, canonical_bytes, match_hashes
 
 MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
 Int64s = npt.NDArray[np.int64]
@@ -79,7 +79,7 @@ class Vocabulary:
         known = ids[np.minimum(place, len(ids) - 1)] == wanted if len(ids) else np.zeros(len(wanted), dtype=bool)
         codes = np.where(missing, MISSING, np.where(known, place + FIRST_KNOWN, UNKNOWN))
         hashes = self.hash_of_code[codes]
-        unknown = np.flatnonzero(codes == UNKNOWN)
+        unknown: list[int] = np.flatnonzero(codes == UNKNOWN).tolist()
         hashes[unknown] = match_hashes((values[index] for index in unknown), self.seed)
         return codes, hashes
 

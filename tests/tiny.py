@@ -66,7 +66,7 @@ def tiny_data(
 def tiny_bundle(
     folder: Path, data: Path, *, as_of: int = AS_OF, training: TrainingConfig = TRAINING, **model: object
 ) -> Bundle:
-    """Train on `data` before `as_of`, write `folder/{model_id}` and load it. `model` overrides RankerConfig's fields."""
+    """Train on `data` before `as_of`, write `folder/{model_id}`, load it. `model` overrides RankerConfig's fields."""
     recipe = Recipe({**MODEL, "context_features": ("device",), **model}, training)
     trained = train(read_log(data), folder, recipe, as_of, torch.device("cpu"), lambda *_: None)
     return load_bundle(trained.path)

@@ -22,4 +22,5 @@ class DinAttention(nn.Module):
 
     def forward(self, candidates_UKd: Tensor, behaviours_UNd: Tensor) -> Tensor:
         """Interest [U, K, d]. A padded row must be zero: it then adds nothing, whatever its score."""
-        return self.scorer(candidates_UKd, behaviours_UNd) @ behaviours_UNd * self.scale
+        scores_UKN: Tensor = self.scorer(candidates_UKd, behaviours_UNd)
+        return scores_UKN @ behaviours_UNd * self.scale

@@ -5,10 +5,11 @@
     served, "absorbed" (Eq. 9)    u = Σ_k s(E_t, E_comp[k]) E_aux[k]             O(K·r·d·h), whatever L is
     paper's training form (Eq. 5) u = Σ_l s(E_t, Ê_s[l]) E_s[l],  Ê_s = W_decompᵀ E_compᵀ    O(K·L·d·h)
 
-with s the pair scorer of `scorer.py`. The forms are equal when W_decomp's columns are one-hot, and otherwise not: φ acts
-on the mixed slots in one and on each slot in the other. `absorbed` therefore trains what is served: W_decomp's columns
-are a softmax over slots, and slot k starts as the k-th block of positions. `paper` trains Eq. 5 with the penalty of
-Eq. 10 (W_decomp pushed towards non-negative entries) and is served by Eq. 9; `model.absorption` measures the difference.
+with s the pair scorer of `scorer.py`. The forms are equal when W_decomp's columns are one-hot, and otherwise not: φ
+acts on the mixed slots in one and on each slot in the other. `absorbed` therefore trains what is served: W_decomp's
+columns are a softmax over slots, and slot k starts as the k-th block of positions. `paper` trains Eq. 5 with the
+penalty of Eq. 10 (read here as: W_decomp is pushed towards non-negative entries) and is served by Eq. 9;
+`model.absorption` measures the difference.
 Positions are right-aligned: index 0 is the newest behaviour.
 
 Letters: U users, K candidates, L history length, r slots, d width, h scorer width.
@@ -68,12 +69,14 @@ class LreaAttention(nn.Module):
 
     def absorbed(self, candidates_UKd: Tensor, slots: UserSlots) -> Tensor:
         """The served form (Eq. 9): the interest of each candidate [U, K, d] in its user's slots."""
-        return self.scorer(candidates_UKd, slots.keys_URd) @ slots.values_URd
+        scores_UKR: Tensor = self.scorer(candidates_UKd, slots.keys_URd)
+        return scores_UKR @ slots.values_URd
 
     def unabsorbed(self, candidates_UKd: Tensor, history_ULd: Tensor) -> Tensor:
         """The paper's training form (Eq. 5): interest [U, K, d]; φ after W_decomp has mixed the slots. Never served."""
         restored_ULd = self.mixing().T @ self.compress(history_ULd).keys_URd
-        return self.scorer(candidates_UKd, restored_ULd) @ history_ULd * (SUM_SCALE / self.length)
+        scores_UKL: Tensor = self.scorer(candidates_UKd, restored_ULd)
+        return scores_UKL @ history_ULd * (SUM_SCALE / self.length)
 
     def served_form(self, candidates_UKd: Tensor, history_ULd: Tensor) -> Tensor:
         """What a cache serves, from the history itself: interest [U, K, d]."""

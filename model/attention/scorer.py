@@ -1,9 +1,9 @@
 """The scorer that DIN and LREA share: s = φ([E_t ⊕ E_s ⊕ E_t ⊙ E_s] W_in) W_o, as one GEMM per user.
 
 W_in is split into W_1, W_2, W_3 (each d×h), and the smaller side is folded into the weights, which is exact and needs
-2.7 times fewer flops than concatenating. With the keys folded, M[d, (n, h)] = W_1 + E_s[n, d] W_3 and C[n, h] = E_s W_2,
-and Z = E_t M + C is one product for all candidates of a user: the form that serves. With the candidates folded it is the
-mirror image: the form for a long history and few candidates. The same function is trained, cached and served.
+2.7 times fewer flops than concatenating. With the keys folded, M[d, (n, h)] = W_1 + E_s[n, d] W_3 and C[n, h] =
+E_s W_2, and Z = E_t M + C is one product for all candidates of a user: the form that serves. With the candidates folded
+it is the mirror image: the form for a long history and few candidates. One function is trained, cached and served.
 
 Letters: U users, K candidates, N keys (slots or behaviours), d width, h scorer width.
 """

