@@ -1,0 +1,116 @@
+"""Vocabularies and the catalogue: exact lookup, missing and unknown values, one hash per id whoever computes it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.catalogue import Catalogue, FeatureSpec
+from model.identifiers import INT64_MAX, INT64_MIN, Id, canonical_bytes, match_hash
+from model.vocabulary import FIRST_KNOWN, MISSING, UNKNOWN, Vocabulary
+
+ints = st.integers(INT64_MIN, INT64_MAX)
+texts = st.text(max_size=12)
+
+
+@given(known=st.lists(ints, max_size=30), asked=st.lists(st.one_of(st.none(), ints), max_size=30))
+def test_integers_are_looked_up_exactly(known: list[int], asked: list[int | None]) -> None:
+    check_lookup(Vocabulary.of("int", known, seed=3), sorted(set(known)), [*asked, *known])
+
+
+@given(known=st.lists(texts, max_size=30), asked=st.lists(st.one_of(st.none(), texts), max_size=30))
+def test_strings_are_looked_up_exactly(known: list[str], asked: list[str | None]) -> None:
+    by_bytes = sorted(set(known), key=lambda text: text.encode())
+    check_lookup(Vocabulary.of("string", known, seed=3), by_bytes, [*asked, *known])
+
+
+def check_lookup(vocabulary: Vocabulary, in_order: list, asked: list) -> None:
+    assert vocabulary.values() == in_order
+    codes, hashes = vocabulary.encode(asked)
+    for value, code, value_hash in zip(asked, codes.tolist(), hashes.tolist(), strict=True):
+        expected = MISSING if value is None else UNKNOWN
+        assert code == (in_order.index(value) + FIRST_KNOWN if value in in_order else expected)
+        assert value_hash == match_hash(value, 3)
+
+
+def test_two_strings_of_one_hash_stay_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.vocabulary.match_hashes", lambda values, seed: np.array([77 for _ in values]))
+    vocabulary = Vocabulary.of("string", ["a", "b", "c"], seed=0)
+    assert vocabulary.encode(["c", "a", "z", "b"])[0].tolist() == [4, 2, UNKNOWN, 3]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("int", "5"), ("int", True), ("int", 5.0), ("string", 5)])
+def test_a_value_of_another_type_is_refused(kind: str, value: Id) -> None:
+    vocabulary = Vocabulary.of(kind, [1] if kind == "int" else ["1"], seed=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"found a value of type {type(value).__name__}, wanted {kind}s"):
+        vocabulary.encode([value])
+
+
+def test_an_integer_beyond_64_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match="signed 64-bit integer"):
+        Vocabulary.of("int", [1], seed=0).encode([2**63])
+
+
+@pytest.mark.parametrize("tensors", [{"ids": np.array([2, 1])}, {"ids": np.array([1, 1])}])
+def test_unsorted_integers_are_refused(tensors: dict) -> None:
+    with pytest.raises(ValueError, match="not in rising order"):
+        Vocabulary("int", tensors, seed=0)
+
+
+def test_offsets_that_do_not_span_the_text_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not span"):
+        Vocabulary("string", {"blob": np.zeros(3, np.uint8), "offsets": np.array([0, 2])}, seed=0)
+
+
+def test_canonical_bytes_are_pinned() -> None:
+    assert canonical_bytes(-2) == b"\xfe\xff\xff\xff\xff\xff\xff\xff"
+    assert canonical_bytes("é") == b"\xc3\xa9"
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        canonical_bytes("\ud800")
+
+
+def catalogue() -> Catalogue:
+    items = Vocabulary.of("int", [10, 20], seed=1)
+    colours = Vocabulary.of("string", ["red", "blue"], seed=2)
+    return Catalogue(items, {"colour": colours}, np.array([[0], [0], [3], [0]]))  # item 10 is red, 20 has no colour
+
+
+def test_items_carry_their_row_features_and_hashes() -> None:
+    encoded = catalogue().encode([20, 99, 10])
+    assert encoded.rows.tolist() == [3, UNKNOWN, 2]
+    assert encoded.codes.tolist() == [[0], [0], [3]]
+    expected = [[match_hash(20, 1), 0], [match_hash(99, 1), 0], [match_hash(10, 1), match_hash("red", 2)]]
+    assert encoded.hashes.tolist() == expected
+
+
+def test_given_features_replace_the_catalogue_s() -> None:
+    encoded = catalogue().encode([99, 10, 10], {"colour": ["blue", None, "green"]})
+    assert encoded.codes.tolist() == [[2], [MISSING], [UNKNOWN]]
+    assert encoded.hashes[:, 1].tolist() == [match_hash("blue", 2), 0, match_hash("green", 2)]
+
+
+def test_encoding_leaves_the_catalogue_as_it_was() -> None:
+    known = catalogue()
+    known.encode([10], {"colour": ["blue"]})
+    assert known.encode([10]).codes.tolist() == [[3]]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"size": [1]}, "no item feature is called 'size'"),
+        ({"colour": ["red", "red"]}, "has 2 values for 1 items"),
+        ({"colour": [1]}, "feature 'colour': found a value of type int"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(features: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        catalogue().encode([10], features)
+
+
+def test_side_features_are_encoded_in_the_order_of_the_columns() -> None:
+    spec = FeatureSpec("user", {"age": Vocabulary.of("int", [30], 0), "town": Vocabulary.of("string", ["Ulm"], 0)})
+    assert spec.encode({"town": "Ulm"}).tolist() == [MISSING, 2]
+    assert spec.encode({"town": "Rom", "age": 30}).tolist() == [2, UNKNOWN]
+    with pytest.raises(ValueError, match="no user feature is called 'name'"):
+        spec.encode({"name": "x"})
