@@ -1,0 +1,178 @@
+"""The builder's commands, and the only place that reads its environment.
+
+    python -m cache_builder build  --bundle DIR --data DIR --store URL [--as-of T]
+    python -m cache_builder verify --bundle DIR --data DIR --store URL
+    python -m cache_builder status --store URL
+    python -m cache_builder store  --dir DIR --port P
+
+Each ends with one line of JSON on stdout and exit code 0, or with one message on stderr and exit code 1 (130 after
+Ctrl-C or SIGTERM). A store is redis://, rediss://, unix:// or embedded:FOLDER.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import orjson
+import torch
+import typer
+
+from cache_builder.build import BuildOptions, build
+from cache_builder.embedded import open_store, serve_folder
+from cache_builder.errors import BuilderError, InputError
+from cache_builder.progress import Reporter, stderr_reporter
+from cache_builder.status import read_status
+from cache_builder.store import Store
+from cache_builder.verify import check_against_data, read_published
+from model.behaviours import DataError, read_log
+from model.bundle import BundleError, load_bundle
+from model.cache_format import PRECISIONS, ManifestError, Precision, check_prefix
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+WATCH_EVERY_S = 1.0
+DEFAULT_STORE = "embedded:./.lrea-store"
+
+BundleDir = Annotated[Path, typer.Option("--bundle", help="folder of the trained model")]
+DataDir = Annotated[Path, typer.Option("--data", help="folder with interactions.parquet")]
+StoreUrl = Annotated[str, typer.Option("--store", envvar="LREA_STORE_URL", help="redis://… or embedded:FOLDER")]
+KeyPrefix = Annotated[str, typer.Option(envvar="LREA_KEY_PREFIX", help="what every key begins with")]
+Device = Annotated[str, typer.Option(envvar="LREA_DEVICE", help="auto, cpu or cuda")]
+BatchUsers = Annotated[int, typer.Option(min=1, help="users compressed at a time")]
+AsOf = Annotated[int | None, typer.Option(help="use behaviours before this timestamp only")]
+
+app = typer.Typer(
+    help="Compress every user's history into the store.", add_completion=False, pretty_exceptions_enable=False
+)
+
+
+@app.command("build")
+def build_command(
+    bundle: BundleDir,
+    data: DataDir,
+    store: StoreUrl = DEFAULT_STORE,
+    as_of: AsOf = None,
+    precision: Annotated[str, typer.Option(help=f"of the pair: {', '.join(PRECISIONS)}")] = "float16",
+    batch_users: BatchUsers = 256,
+    key_prefix: KeyPrefix = "lrea",
+    device: Device = "auto",
+) -> None:
+    """Write a new generation, verify it, and only then publish it."""
+    with _outcome() as reporter:
+        options = BuildOptions(_prefix(key_prefix), as_of, _precision(precision), batch_users)
+        model, log = load_bundle(bundle, _device(device)), read_log(data)
+        with open_store(store) as opened:
+            summary = build(model, log, opened, options, reporter)
+    _print_json(summary.as_dict())
+
+
+@app.command("verify")
+def verify_command(
+    bundle: BundleDir,
+    data: DataDir,
+    store: StoreUrl = DEFAULT_STORE,
+    as_of: AsOf = None,
+    batch_users: BatchUsers = 256,
+    key_prefix: KeyPrefix = "lrea",
+    device: Device = "auto",
+) -> None:
+    """Compress the data anew and compare every published record with it."""
+    with _outcome() as reporter:
+        prefix = _prefix(key_prefix)
+        model, log = load_bundle(bundle, _device(device)), read_log(data)
+        with open_store(store) as opened:
+            manifest = read_published(opened, prefix, model.model_id, as_of)
+            users = check_against_data(opened, prefix, model, log, manifest, batch_users, reporter)
+    _print_json({"model_id": model.model_id, "generation": manifest.generation, "users": users, "verified": True})
+
+
+@app.command("status")
+def status_command(store: StoreUrl = DEFAULT_STORE, key_prefix: KeyPrefix = "lrea") -> None:
+    """What is published, what it holds, and who is building."""
+    with _outcome() as reporter, open_store(store) as opened:
+        found = read_status(opened, _prefix(key_prefix))
+        for line in found.lines():
+            reporter.note(line)
+    _print_json(found.as_dict())
+
+
+@app.command("store")
+def store_command(
+    folder: Annotated[Path, typer.Option("--dir", help="where its data is kept")],
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="on 127.0.0.1; a free one if not given")] = None,
+) -> None:
+    """Run an embedded store in the foreground until Ctrl-C or SIGTERM; then save its data."""
+    with _outcome() as reporter, serve_folder(folder, port) as url:
+        reporter.note(f"store on {url}, data in {folder}: Ctrl-C saves and stops it")
+        _watch(url)
+    _print_json({"store": url, "saved": True})
+
+
+@contextmanager
+def _outcome() -> Iterator[Reporter]:
+    """A reporter for the job inside; an understood failure becomes one message and an exit code."""
+    reporter = stderr_reporter()
+    before = signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is a person's Ctrl-C
+    try:
+        yield reporter
+    except (BuilderError, BundleError, DataError, ManifestError) as error:
+        reporter.close()  # before the message, or the bar would be drawn over it
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from error
+    except KeyboardInterrupt:
+        reporter.close()
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        reporter.close()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _watch(url: str) -> None:
+    """Return when interrupted. Raises StoreError when the store ends by itself."""
+    with Store(url) as store:
+        try:
+            while True:
+                time.sleep(WATCH_EVERY_S)
+                store.ping()
+        except KeyboardInterrupt:
+            return
+
+
+def _prefix(text: str) -> str:
+    try:
+        return check_prefix(text)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _precision(text: str) -> Precision:
+    for precision in PRECISIONS:
+        if text == precision:
+            return precision
+    raise InputError(f"precision {text!r} is unknown: wanted one of {', '.join(PRECISIONS)}")
+
+
+def _device(text: str) -> torch.device:
+    if text not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {text!r} is unknown: wanted auto, cpu or cuda")
+    has_cuda = torch.cuda.is_available()
+    if text == "cuda" and not has_cuda:
+        raise InputError("device is cuda, but torch finds no GPU here: wanted auto or cpu")
+    return torch.device("cuda" if has_cuda and text != "cpu" else "cpu")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(orjson.dumps(value).decode(), flush=True)
+
+
+if __name__ == "__main__":
+    app()

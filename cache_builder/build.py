@@ -1,0 +1,215 @@
+"""The job: a bundle and a data folder become a generation in the store, published only when it is whole.
+
+    check what goes in → lock → write records and manifest → read everything back → flip the pointer → unlock
+
+Whatever fails, Ctrl-C included, the pointer is untouched and the generation is deleted. Where the store cannot be
+reached for that, or the builder itself is killed, the next build deletes it.
+"""
+
+import platform
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from cache_builder.errors import InputError, LockHeldError, StoreError, VerifyError
+from cache_builder.ledger import Ledger
+from cache_builder.lock import LOCK_TTL_S, BuildLock
+from cache_builder.progress import Reporter
+from cache_builder.publish import flip, read_active, sweep, withdraw
+from cache_builder.records import make_records
+from cache_builder.store import Store
+from cache_builder.verify import check_written
+from cache_builder.writer import Writer
+from model.behaviours import InteractionLog
+from model.bundle import Bundle
+from model.cache_format import (
+    FORMAT_VERSION,
+    ActivePointer,
+    Manifest,
+    ManifestError,
+    Precision,
+    Published,
+    UserRecord,
+    encode,
+    manifest_key,
+    new_generation,
+)
+from model.user_batches import count_users, iterate_users
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build may be told."""
+
+    key_prefix: str = "lrea"
+    as_of: int | None = None  # behaviours before this timestamp only; None: all of them
+    precision: Precision = "float16"
+    batch_users: int = 256
+    lock_ttl_s: float = LOCK_TTL_S
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a build did."""
+
+    model_id: str
+    generation: str
+    epoch: int
+    as_of: int | None
+    precision: Precision
+    users: int
+    record_bytes: int
+    bytes_per_user: float
+    seconds: float
+    users_per_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def build(bundle: Bundle, log: InteractionLog, store: Store, options: BuildOptions, reporter: Reporter) -> Summary:
+    """Write, verify and publish a new generation. Raises BuilderError, or ManifestError for a broken pointer."""
+    started = time.monotonic()
+    users = check_inputs(bundle, log, options)
+    published = Published(bundle.model_id, new_generation(datetime.now(UTC)))
+    lock = BuildLock(store, options.key_prefix, published, options.lock_ttl_s)
+    job = _Job(bundle, log, store, options, reporter, published, lock)
+    try:
+        lock.acquire()
+        sweep(store, options.key_prefix, published, reporter.note)
+        replaced = read_active(store, options.key_prefix)
+        manifest = job.write(users)
+        pointer = flip(store, options.key_prefix, lock, replaced, published)
+    except LockHeldError:
+        raise
+    except BaseException:  # Ctrl-C too
+        job.withdraw()
+        raise
+    job.release()
+    return _summary(manifest, pointer, time.monotonic() - started)
+
+
+def check_inputs(bundle: Bundle, log: InteractionLog, options: BuildOptions) -> int:
+    """The number of users to build. Raises InputError if bundle, data and options do not fit together."""
+    for what, found, wanted in (("user", log.user_kind, bundle.user_kind), ("item", log.item_kind, bundle.item_kind)):
+        if found != wanted:
+            raise InputError(
+                f"{log.folder} has {what} ids of kind {found}, model {bundle.model_id} was trained on {wanted}: "
+                f"give the data that fits the model, or train on this"
+            )
+    cut = bundle.metadata.get("as_of")
+    if options.as_of is not None and cut is not None and options.as_of < cut:
+        raise InputError(
+            f"as-of {options.as_of} is before the training cut {cut} of model {bundle.model_id}, "
+            f"which has seen what such a cache would not: build as of {cut} or later"
+        )
+    users = count_users(log, options.as_of)
+    if users == 0:
+        before = "" if options.as_of is None else f" before {options.as_of}"
+        raise InputError(f"{log.folder} has no user with a behaviour{before}: an empty cache is never published")
+    return users
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One build of one generation."""
+
+    bundle: Bundle
+    log: InteractionLog
+    store: Store
+    options: BuildOptions
+    reporter: Reporter
+    published: Published
+    lock: BuildLock
+
+    def write(self, users: int) -> Manifest:
+        """Write and verify all records and the manifest. Only the flip is missing after it."""
+        built_at_ms = time.time_ns() // 1_000_000
+        ledger = self._write_records(users, built_at_ms)
+        if len(ledger) != users:
+            raise VerifyError(
+                f"{len(ledger)} records were written for {users} users: nothing was published, build again"
+            )
+        manifest = self._manifest(ledger, built_at_ms)
+        key = manifest_key(self.options.key_prefix, self.published.model_id, self.published.generation)
+        self.store.set_many([(key, manifest.to_json())])
+        check_written(self.store, self.options.key_prefix, manifest, ledger, self.bundle.record_shape, self.reporter)
+        return manifest
+
+    def _write_records(self, users: int, built_at_ms: int) -> Ledger:
+        self.reporter.start("write", users)
+        writer = Writer(self.store, self.options.key_prefix, self.published)
+        for batch in iterate_users(self.log, self.bundle, self.options.as_of, self.options.batch_users):
+            self.lock.check()
+            for record in make_records(self.bundle, batch, self.published, built_at_ms):
+                self._put(writer, record)
+            self.reporter.advance(len(batch.user_ids))
+        writer.flush()
+        return writer.ledger
+
+    def _put(self, writer: Writer, record: UserRecord) -> None:
+        try:
+            data = encode(record, shape=self.bundle.record_shape, precision=self.options.precision)
+            writer.put(record.user_id, data)
+        except ValueError as error:
+            raise InputError(f"user {record.user_id!r} has no record: {error}") from error
+
+    def _manifest(self, ledger: Ledger, built_at_ms: int) -> Manifest:
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            model_id=self.published.model_id,
+            generation=self.published.generation,
+            users=len(ledger),
+            record_bytes=ledger.record_bytes,
+            precision=self.options.precision,
+            as_of=self.options.as_of,
+            built_at_ms=built_at_ms,
+            user_kind=self.bundle.user_kind,
+            shape=self.bundle.record_shape,
+            source=self.log.source_fingerprint(),
+            versions=_versions(),
+        )
+
+    def withdraw(self) -> None:
+        """After a failure: leave nothing of this build behind, or say what is left."""
+        generation = self.published.generation
+        try:
+            if not withdraw(self.store, self.options.key_prefix, self.lock, self.published):
+                self.reporter.note(f"generation {generation} had been published when this was interrupted: it stays")
+        except (StoreError, ManifestError) as error:
+            self.reporter.note(f"what was written of generation {generation} stays until the next build: {error}")
+
+    def release(self) -> None:
+        """After a success: let the next build begin."""
+        try:
+            self.lock.release()
+        except (StoreError, ManifestError) as error:
+            self.reporter.note(f"published, but the build lock stays until it expires: {error}")
+
+
+def _summary(manifest: Manifest, pointer: ActivePointer, seconds: float) -> Summary:
+    return Summary(
+        model_id=manifest.model_id,
+        generation=manifest.generation,
+        epoch=pointer.epoch,
+        as_of=manifest.as_of,
+        precision=manifest.precision,
+        users=manifest.users,
+        record_bytes=manifest.record_bytes,
+        bytes_per_user=round(manifest.record_bytes / manifest.users, 1),
+        seconds=round(seconds, 3),
+        users_per_s=round(manifest.users / seconds, 1),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("lrea", "numpy", "torch"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,38 @@
+"""What can go wrong in the builder, each with one message for the person who started it.
+
+BuilderError
+├── StoreError         the store did not do what it was asked to (translated in store.py and embedded.py)
+├── InputError         bundle, data and options do not fit together
+├── LockHeldError      somebody else is building; nothing was written
+├── LockLostError      our lock expired or was taken over
+├── FlipRefusedError   what is active changed since we looked, or the lock is no longer ours
+└── VerifyError        the store does not hold what it should
+"""
+
+
+class BuilderError(Exception):
+    """A failure that is understood; its message says what was found, what was wanted and what to do."""
+
+
+class StoreError(BuilderError):
+    """The store did not do what it was asked to."""
+
+
+class InputError(BuilderError):
+    """Bundle, data and options do not fit together."""
+
+
+class LockHeldError(BuilderError):
+    """Somebody else holds the build lock."""
+
+
+class LockLostError(BuilderError):
+    """The build lock is no longer ours."""
+
+
+class FlipRefusedError(BuilderError):
+    """The pointer was not changed."""
+
+
+class VerifyError(BuilderError):
+    """The store does not hold what was written to it."""

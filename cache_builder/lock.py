@@ -1,0 +1,131 @@
+"""The build lock: who may publish.
+
+It expires, so that a builder that died does not stop the next one, and a thread renews it for as long as its holder
+lives. A builder that was suspended past its expiry finds out when it renews, and its flip is refused in any case.
+
+Each script recognises its own earlier success, because a broken connection makes the client repeat it.
+"""
+
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+
+import orjson
+
+from cache_builder.errors import LockHeldError, LockLostError, StoreError
+from cache_builder.store import Store
+from model.cache_format import ActivePointer, Published, active_key, lock_key, unpublished_key
+
+LOCK_TTL_S = 60.0
+RENEWALS_PER_TTL = 4
+JOIN_S = 2.0  # a renewal may be waiting for a store that hangs; it harms nobody, since the lock's value is gone
+
+# Taking the lock and noting the generation are one step: what is written later is on record before its first byte.
+_ACQUIRE = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return held end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SADD', KEYS[2], ARGV[3])
+return false
+"""
+_RENEW = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+# Once it is released no flip of ours can succeed: only then does the pointer say for certain whether one has.
+_RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return redis.call('GET', KEYS[2])
+"""
+
+
+@dataclass(frozen=True)
+class LockValue:
+    """What the lock's key holds: who is building what since when, and a token that nobody else has."""
+
+    holder: str  # host:process
+    model_id: str
+    generation: str
+    since_ms: int  # Unix time
+    token: str
+
+    def to_json(self) -> bytes:
+        """Canonical JSON."""
+        return orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)
+
+
+class BuildLock:
+    """The lock of one build of one generation. `acquire`, then `release` in every case."""
+
+    def __init__(self, store: Store, prefix: str, building: Published, ttl_s: float = LOCK_TTL_S) -> None:
+        self._store, self._prefix, self._building, self._ttl_s = store, prefix, building, ttl_s
+        self._key = lock_key(prefix)
+        self.value = LockValue(
+            holder=f"{socket.gethostname()}:{os.getpid()}",
+            model_id=building.model_id,
+            generation=building.generation,
+            since_ms=time.time_ns() // 1_000_000,
+            token=secrets.token_hex(16),
+        ).to_json()
+        self._lost, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._keep_renewing, name="build-lock", daemon=True)
+
+    def acquire(self) -> None:
+        """Take the lock and begin to renew it. Raises LockHeldError, naming the holder."""
+        keys = [self._key, unpublished_key(self._prefix)]
+        held = self._store.run(_ACQUIRE, keys, [self.value, self._ttl_ms, member(self._building)])
+        if held is not None:
+            raise LockHeldError(f"another build is running, {describe(held)}: wait until it ends or its lock expires")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise LockLostError if the lock is known to be no longer ours."""
+        if self._lost.is_set():
+            raise LockLostError(
+                "the build lock expired or was taken over during the build: look who builds, then build again"
+            )
+
+    def renew(self) -> None:
+        """Put the expiry off. Raises LockLostError if the lock is not ours."""
+        if not self._store.run(_RENEW, [self._key], [self.value, self._ttl_ms]):
+            self._lost.set()
+        self.check()
+
+    def release(self) -> ActivePointer | None:
+        """Give the lock back, once or again; the pointer as it was then. No flip with this lock succeeds afterwards."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(JOIN_S)
+        active: bytes | None = self._store.run(_RELEASE, [self._key, active_key(self._prefix)], [self.value])
+        return None if active is None else ActivePointer.from_json(active)
+
+    @property
+    def _ttl_ms(self) -> int:
+        return round(self._ttl_s * 1000)
+
+    def _keep_renewing(self) -> None:
+        while not self._stop.wait(self._ttl_s / RENEWALS_PER_TTL):
+            try:
+                self.renew()
+            except LockLostError:
+                return
+            except StoreError:
+                continue  # it may answer again before the lock expires; if not, the next renewal or the flip will tell
+
+
+def member(published: Published) -> str:
+    """A generation in the set of unpublished ones."""
+    return f"{published.model_id}:{published.generation}"
+
+
+def describe(value: bytes) -> str:
+    """The holder of a lock in words, for whatever a lock's key may hold."""
+    try:
+        lock = LockValue(**orjson.loads(value))
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(lock.since_ms / 1000))
+    except (orjson.JSONDecodeError, TypeError, ValueError, OverflowError):
+        return f"held by {value[:80]!r}"
+    return f"{lock.holder} building {lock.generation} of model {lock.model_id} since {since} UTC"

@@ -1,0 +1,224 @@
+"""The commands as a person or a scheduler runs them: exit codes, the JSON line, and one message per failure."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from typer.testing import CliRunner, Result
+
+from cache_builder.__main__ import app
+from cache_builder.lock import BuildLock
+from cache_builder.publish import read_active
+from cache_builder.store import Store
+from model.cache_format import Published, manifest_key
+from tests.cache_builder.conftest import World
+from tests.cache_builder.proxy import proxy
+from tests.conftest import free_port
+from tests.tiny import AS_OF
+
+
+def run(*arguments: object, **environment: str) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+
+
+def build_arguments(world: World, store_url: str, prefix: str) -> list[object]:
+    where = ["--bundle", world.bundle_folder, "--data", world.data, "--store", store_url, "--key-prefix", prefix]
+    return [*where, "--device", "cpu"]
+
+
+def last_line(result: Result) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def test_build_then_verify_then_status(world: World, store_url: str, key_prefix: str) -> None:
+    arguments = build_arguments(world, store_url, key_prefix)
+    built = run("build", *arguments, "--as-of", AS_OF, "--precision", "int8")
+    assert built.exit_code == 0, built.stderr
+    summary = last_line(built)
+    assert list(summary) == [
+        "model_id", "generation", "epoch", "as_of", "precision", "users", "record_bytes", "bytes_per_user", "seconds",
+        "users_per_s",
+    ]  # fmt: skip
+    assert (summary["model_id"], summary["as_of"], summary["precision"]) == (world.bundle.model_id, AS_OF, "int8")
+    users = summary["users"]
+    assert f"write: {users} of {users} users" in built.stderr
+    assert f"verify: {users} of {users} users" in built.stderr
+
+    verified = run("verify", *arguments, "--as-of", AS_OF)
+    assert last_line(verified) == {
+        "model_id": world.bundle.model_id, "generation": summary["generation"], "users": users, "verified": True
+    }  # fmt: skip
+
+    status = run("status", LREA_STORE_URL=store_url, LREA_KEY_PREFIX=key_prefix)
+    assert status.exit_code == 0
+    assert last_line(status)["active"]["current"]["generation"] == summary["generation"]
+    assert last_line(status)["current"]["record_bytes"] == summary["record_bytes"]
+    assert f"{users} users" in status.stderr
+    assert "building  nobody" in status.stderr
+
+
+def test_status_of_nothing(store_url: str, key_prefix: str) -> None:
+    found = run("status", "--store", store_url, "--key-prefix", key_prefix)
+    assert found.stderr.splitlines() == ["nothing is published", "building  nobody"]
+    nothing: dict[str, Any] = {"active": None, "current": None, "previous": None, "building": None, "unpublished": []}
+    assert last_line(found) == nothing
+
+
+def test_status_names_the_builder_and_what_was_interrupted(store: Store, store_url: str, key_prefix: str) -> None:
+    lock = BuildLock(store, key_prefix, Published("3f2a00c0ffee", "gen-a"))
+    lock.acquire()
+    during = run("status", "--store", store_url, "--key-prefix", key_prefix)
+    lock.release()
+    after = run("status", "--store", store_url, "--key-prefix", key_prefix)
+    assert f":{os.getpid()} building gen-a of model 3f2a00c0ffee since" in last_line(during)["building"]
+    assert "leftover  gen-a: of builds that did not end" in after.stderr
+    assert last_line(after)["unpublished"] == ["3f2a00c0ffee:gen-a"]
+
+
+def test_status_shows_what_was_current_before_and_that_a_manifest_is_missing(
+    world: World, store_url: str, key_prefix: str, admin: Any
+) -> None:
+    built = [last_line(run("build", *build_arguments(world, store_url, key_prefix))) for _ in range(2)]
+    admin.delete(manifest_key(key_prefix, built[0]["model_id"], built[0]["generation"]))
+    lines = run("status", "--store", store_url, "--key-prefix", key_prefix).stderr.splitlines()
+    assert lines[0].startswith(f"current   {built[1]['generation']} of model {world.bundle.model_id}: 30 users")
+    assert lines[0].endswith("epoch 2")
+    assert lines[1].startswith(f"previous  {built[0]['generation']}")
+    assert lines[1].endswith("its manifest is missing, build again")
+
+
+def test_an_embedded_store_needs_no_server(world: World, tmp_path: Path, key_prefix: str) -> None:
+    arguments = build_arguments(world, f"embedded:{tmp_path / 'store'}", key_prefix)
+    summary = last_line(run("build", *arguments))
+    assert last_line(run("verify", *arguments))["generation"] == summary["generation"]
+    assert last_line(run("build", *arguments))["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--bundle": "nowhere"}, "nowhere is not a bundle"),
+        ({"--data": "nowhere"}, "does not exist: a data folder needs interactions.parquet"),
+        ({"--store": "redis://user:secret@127.0.0.1:1/0"}, "store redis://127.0.0.1:1/0 did not answer"),
+        ({"--store": "127.0.0.1:6379"}, "wanted redis://host:port"),
+        ({"--key-prefix": "a b"}, "key prefix 'a b' is not valid"),
+        ({"--precision": "float8"}, "precision 'float8' is unknown: wanted one of float32, float16, int8, bfloat16"),
+        ({"--device": "tpu"}, "device 'tpu' is unknown: wanted auto, cpu or cuda"),
+        ({"--as-of": AS_OF - 1}, "is before the training cut"),
+    ],
+)
+def test_a_refused_build_says_why_in_one_line(
+    world: World, store_url: str, key_prefix: str, changes: dict[str, object], message: str
+) -> None:
+    arguments = build_arguments(world, store_url, key_prefix)
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True)) | changes
+    failed = run("build", *(part for option in options.items() for part in option))
+    assert failed.exit_code == 1
+    assert failed.stdout == ""
+    assert len(failed.stderr.splitlines()) == 1
+    assert failed.stderr.startswith("error: ")
+    assert message in failed.stderr
+    assert "secret" not in failed.stderr
+
+
+def test_verify_of_nothing_fails(world: World, store_url: str, key_prefix: str) -> None:
+    failed = run("verify", *build_arguments(world, store_url, key_prefix))
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith(f"error: nothing is published under '{key_prefix}'")
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cache_builder", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_store_in_the_foreground_saves_when_it_is_stopped(tmp_path: Path, stop: signal.Signals) -> None:
+    for number in range(2):
+        port = free_port()
+        process = start("store", "--dir", tmp_path, "--port", port)
+        assert process.stderr is not None
+        assert f"store on redis://127.0.0.1:{port}" in process.stderr.readline()
+        with Redis(port=port) as client:
+            assert client.incr("starts") == number + 1
+        process.send_signal(stop)
+        stdout, _ = process.communicate(timeout=20)
+        assert json.loads(stdout) == {"store": f"redis://127.0.0.1:{port}", "saved": True}
+        assert process.returncode == 0
+
+
+LAST_RECORD, FLIP = b":u:39", b"'flipped'"
+
+
+def build_until(
+    request: bytes, world: World, store_url: str, prefix: str, stop: Callable[[subprocess.Popen[str]], None]
+) -> tuple[subprocess.Popen[str], str, str]:
+    """Start a build and stop it when the store has done what was requested and before it hears of that."""
+    started: list[subprocess.Popen[str]] = []
+
+    def meddle() -> bool:
+        time.sleep(0.2)
+        stop(started[0])
+        time.sleep(0.2)
+        return False
+
+    with proxy(store_url, request, meddle) as url:
+        started.append(start("build", *build_arguments(world, url, prefix)))
+        stdout, stderr = started[0].communicate(timeout=30)
+    return started[0], stdout, stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_build_that_is_stopped_leaves_nothing(
+    world: World, store_url: str, key_prefix: str, admin: Any, stop: signal.Signals
+) -> None:
+    process, stdout, stderr = build_until(
+        LAST_RECORD, world, store_url, key_prefix, lambda running: running.send_signal(stop)
+    )
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "interrupted"
+    (left,) = admin.scan_iter(match=f"{key_prefix}:*", count=10_000)
+    assert left.decode() == f"{key_prefix}:unpublished:{{{key_prefix}:active}}"
+
+
+def test_a_build_that_is_stopped_as_it_publishes_says_that_it_has(
+    world: World, store_url: str, key_prefix: str, store: Store
+) -> None:
+    process, stdout, stderr = build_until(
+        FLIP, world, store_url, key_prefix, lambda running: running.send_signal(signal.SIGINT)
+    )
+    assert (process.returncode, stdout) == (130, "")
+    assert "had been published when this was interrupted: it stays" in stderr
+    assert last_line(run("verify", *build_arguments(world, store_url, key_prefix)))["verified"]
+    pointer = read_active(store, key_prefix)
+    assert pointer is not None
+    assert pointer.current.generation in stderr
+
+
+def test_a_killed_build_is_cleaned_up_by_the_next_one(
+    world: World, store_url: str, key_prefix: str, admin: Any
+) -> None:
+    process, _, _ = build_until(LAST_RECORD, world, store_url, key_prefix, lambda running: running.kill())
+    assert process.returncode == -signal.SIGKILL
+    left = list(admin.scan_iter(match=f"{key_prefix}:*:u:*", count=10_000))
+    assert len(left) > 0
+    refused = run("build", *build_arguments(world, store_url, key_prefix))
+    assert refused.exit_code == 1
+    assert f":{process.pid} building" in refused.stderr
+    admin.delete(f"{key_prefix}:lock:{{{key_prefix}:active}}")  # it would expire
+    built = run("build", *build_arguments(world, store_url, key_prefix))
+    assert built.exit_code == 0
+    assert "which an interrupted build left behind" in built.stderr
+    head = f"{key_prefix}:{world.bundle.model_id}:{last_line(built)['generation']}:"
+    records = list(admin.scan_iter(match=f"{key_prefix}:*:u:*", count=10_000))
+    assert len(records) == last_line(built)["users"]
+    assert all(key.decode().startswith(head) for key in records)
