@@ -1,0 +1,1 @@
+"""The scoring service: HTTP in front, the cache of compressed users behind, one forward per batch between."""

@@ -1,0 +1,152 @@
+"""`python -m service`: reads the settings, builds the parts, serves. The only file that reads the environment.
+
+    LREA_STORE_URL=redis://cache:6379/0 LREA_BUNDLES_DIR=/bundles python -m service
+
+Exits 1 with one message when there is nothing that it could serve.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import FrameType
+
+import torch
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from prometheus_client import REGISTRY, CollectorRegistry
+from pydantic import ValidationError
+
+from model.cache_format import check_prefix
+from service.active import choose
+from service.app import create_app
+from service.batcher import Batcher
+from service.errors import StartupError
+from service.follow import ModelFollower
+from service.information import Readiness
+from service.metrics import Metrics
+from service.prepare import Limits, ScoringJob
+from service.scorer import Score, Scorer
+from service.scoring import ScoringLimits
+from service.settings import Settings
+from service.store import Store
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, but for `drain_s` after the first signal it serves on and only /readyz says that it is leaving."""
+
+    def __init__(self, config: uvicorn.Config, readiness: Readiness, drain_s: float) -> None:
+        super().__init__(config)
+        self._readiness = readiness
+        self._drain_s = drain_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._readiness.draining or not self._drain_s or sig == signal.SIGINT:
+            super().handle_exit(sig, frame)
+            return
+        self._readiness.draining = True
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(loop.call_later, self._drain_s, super().handle_exit, sig, frame)
+
+
+def main() -> int:
+    """Serve until a signal comes. Returns the exit status."""
+    try:
+        settings = _read_settings()
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        if settings.torch_threads:
+            torch.set_num_threads(settings.torch_threads)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except StartupError as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until a signal comes. Raises StartupError."""
+    async with compose(settings, REGISTRY) as server:
+        await server.serve()
+
+
+@asynccontextmanager
+async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Server]:
+    """Every part, built from `settings` and put together, ready to serve; closed at the end. Raises StartupError."""
+    async with AsyncExitStack() as stack:
+        store = Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3)
+        stack.push_async_callback(store.close)
+        model = await choose(store, settings.bundles_dir, settings.model_id, _device(settings.device))
+        # One thread each, so that a forward never waits until thousands of ids of later requests are looked up.
+        encode_executor = stack.enter_context(ThreadPoolExecutor(1, "encode"))
+        compute_executor = stack.enter_context(ThreadPoolExecutor(1, "compute"))
+        metrics, readiness = Metrics(registry), Readiness()
+        app = create_app(
+            follower=ModelFollower(
+                model, store=store, bundles_dir=settings.bundles_dir, metrics=metrics, poll_s=settings.poll_seconds
+            ),
+            store=store,
+            batcher=_batcher(settings, Scorer(store, compute_executor, metrics)),
+            encode_executor=encode_executor,
+            metrics=metrics,
+            limits=_limits(settings),
+            readiness=readiness,
+        )
+        yield Server(_uvicorn_config(settings, app), readiness, settings.drain_seconds)
+
+
+def _read_settings() -> Settings:
+    try:
+        settings = Settings()
+        check_prefix(settings.key_prefix)
+    except ValidationError as error:
+        faults = [f"LREA_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors(include_input=False)]
+        raise StartupError("; ".join(faults)) from error
+    except ValueError as error:
+        raise StartupError(f"LREA_KEY_PREFIX: {error}") from error
+    return settings
+
+
+def _device(wanted: str) -> str:
+    """The device to compute on. Raises StartupError for a GPU that is not there."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise StartupError("LREA_DEVICE is cuda, but torch finds no GPU: use auto or cpu, or install torch with CUDA")
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def _batcher(settings: Settings, scorer: Scorer) -> Batcher[ScoringJob, Score]:
+    return Batcher(scorer.score, max_works=settings.max_batch_requests, max_size=settings.max_batch_candidates)
+
+
+def _uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=30,
+    )
+
+
+def _limits(settings: Settings) -> ScoringLimits:
+    return ScoringLimits(
+        request=Limits(settings.max_candidates, settings.max_history),
+        max_batch_requests=settings.max_batch_requests,
+        max_body_bytes=settings.max_body_bytes,
+        timeout_ms=settings.timeout_ms,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

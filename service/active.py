@@ -1,0 +1,117 @@
+"""What is served: a bundle and a generation of its cache. Chosen at the start, then following the store's pointer.
+
+A publication that cannot be served (its bundle is not here, or does not load, or the cache does not fit it) is refused,
+logged and counted, and the old one stays.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.bundle import Bundle, BundleError, load_bundle
+from model.cache_format import Manifest, ManifestError, Published
+from service.errors import PublicationError, StartupError, StoreError
+from service.store import Store
+
+logger = logging.getLogger(__name__)
+NO_ACTIVE_GENERATION = "no_active_generation"  # why scores are degraded when the store names none
+
+MODEL_ID = re.compile("[0-9a-f]{12}")  # a bundle that is still being written has another name
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveModel:
+    """One bundle, with the generation of the cache that goes with it (None: no cache, everybody is a miss)."""
+
+    bundle: Bundle
+    generation: str | None
+
+    @property
+    def model_id(self) -> str:
+        return self.bundle.model_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.bundle.device
+
+    def is_(self, published: Published) -> bool:
+        return (self.model_id, self.generation) == (published.model_id, published.generation)
+
+
+async def choose(store: Store, bundles_dir: Path, pinned: str | None, device: str) -> ActiveModel:
+    """What to serve first: what the store says is active; where it says nothing, the pinned or the only bundle.
+
+    Raises StartupError, with what to do, when that leaves nothing to serve.
+    """
+    try:
+        pointer = await store.read_active()
+        if pointer is not None:
+            manifest = await find_manifest(store, pointer.current)
+            bundle = open_bundle(bundles_dir, pointer.current.model_id, device)
+            return activate(manifest, bundle)
+    except (ManifestError, PublicationError) as error:
+        raise StartupError(f"what the store says is active cannot be served: {error}") from error
+    except StoreError as error:
+        logger.warning("starting without the store, every user is a miss until it answers: %s", error)
+    model_id = pinned or _only_bundle(bundles_dir)
+    try:
+        return ActiveModel(open_bundle(bundles_dir, model_id, device), None)
+    except PublicationError as error:
+        raise StartupError(str(error)) from error
+
+
+def open_bundle(bundles_dir: Path, model_id: str, device: str) -> Bundle:
+    """The bundle of `model_id`. Raises PublicationError."""
+    folder = bundles_dir / model_id
+    if not folder.is_dir():
+        raise PublicationError(
+            f"there is no bundle at {folder}: put the trained bundle of model {model_id} there, "
+            "or publish a cache of a model that is there (python -m cache_builder build)"
+        )
+    try:
+        bundle = load_bundle(folder, device)
+    except BundleError as error:
+        raise PublicationError(f"the bundle at {folder} does not load: {error}") from error
+    if bundle.model_id != model_id:
+        raise PublicationError(f"the bundle at {folder} is model {bundle.model_id}: name its folder after that")
+    return bundle
+
+
+async def find_manifest(store: Store, published: Published) -> Manifest:
+    """The manifest of `published`. Raises PublicationError, ManifestError or StoreError."""
+    manifest = await store.read_manifest(published.model_id, published.generation)
+    if manifest is None:
+        raise PublicationError(f"generation {published.generation} has no manifest: build the cache again")
+    if (manifest.model_id, manifest.generation) != (published.model_id, published.generation):
+        found = f"{manifest.model_id} {manifest.generation}"
+        raise PublicationError(
+            f"the manifest of generation {published.generation} is of {found}: build the cache again"
+        )
+    return manifest
+
+
+def activate(manifest: Manifest, bundle: Bundle) -> ActiveModel:
+    """The bundle with the generation that the manifest describes. Raises PublicationError if they do not fit."""
+    found = (manifest.model_id, manifest.user_kind, manifest.shape)
+    wanted = (bundle.model_id, bundle.user_kind, bundle.record_shape)
+    if found != wanted:
+        raise PublicationError(f"the manifest says {found}, the bundle wants {wanted}: build the cache again")
+    return ActiveModel(bundle, manifest.generation)
+
+
+def _only_bundle(bundles_dir: Path) -> str:
+    """The model_id of the one bundle in `bundles_dir`. Raises StartupError if there is none, or a choice."""
+    found = sorted(
+        path.parent.name for path in bundles_dir.glob("*/config.json") if MODEL_ID.fullmatch(path.parent.name)
+    )
+    if not found:
+        raise StartupError(f"no bundle in {bundles_dir}: train one (python -m model train --out {bundles_dir})")
+    if len(found) > 1:
+        raise StartupError(
+            f"the store does not say what is active, and {bundles_dir} has {len(found)} bundles ({', '.join(found)}): "
+            "build a cache of one (python -m cache_builder build), or name one in LREA_MODEL_ID"
+        )
+    return found[0]

@@ -1,0 +1,76 @@
+"""The ASGI application, put together from what it is given: it reads no environment and opens nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+
+import orjson
+from fastapi import FastAPI
+from starlette.responses import HTMLResponse, Response
+
+from service import docs_page, openapi, problems
+from service.batcher import Batcher
+from service.follow import ModelFollower
+from service.information import Information, Readiness
+from service.metrics import Metrics
+from service.observe import Observe
+from service.prepare import ScoringJob
+from service.scorer import Score
+from service.scoring import Scoring, ScoringLimits
+from service.store import Store
+
+DESCRIPTION = "Scores candidate lists against each user's whole history, compressed offline into a small cached state."
+
+
+def create_app(
+    *,
+    follower: ModelFollower,
+    store: Store,
+    batcher: Batcher[ScoringJob, Score],
+    encode_executor: Executor,
+    metrics: Metrics,
+    limits: ScoringLimits,
+    readiness: Readiness,
+) -> FastAPI:
+    """The application. Its lifespan runs the follower and the batcher; closing what was passed in is the caller's."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(follower.run()), asyncio.create_task(batcher.run())]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    app = FastAPI(
+        title="LREA scoring service",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from a CDN; ours works offline
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(Scoring(follower, batcher, encode_executor, metrics, limits).router())
+    app.include_router(Information(follower, store, metrics, readiness).router())
+    _add_documentation(app)
+    problems.install(app)
+    app.add_middleware(Observe, metrics=metrics)
+    return app
+
+
+def _add_documentation(app: FastAPI) -> None:
+    """/openapi.json and /docs, written once: routes do not change while the service runs."""
+    document = openapi.document(app)
+    page = docs_page.render(document)
+
+    async def openapi_json() -> Response:
+        return Response(orjson.dumps(document), media_type="application/json")
+
+    async def docs() -> Response:
+        return HTMLResponse(page)
+
+    app.add_api_route("/openapi.json", openapi_json, include_in_schema=False)
+    app.add_api_route("/docs", docs, include_in_schema=False)

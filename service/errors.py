@@ -1,0 +1,95 @@
+"""The errors of the service, drawn once: what an HTTP client sees of them. How it is sent is in problems.py.
+
+ServiceError                 a problem that is told to the client, with its status
+  MalformedJson        400   the body is not JSON
+  InvalidRequest       422   the body is JSON, but not a request that this model can answer
+  BodyTooLarge         413
+  UnsupportedMediaType 415
+  UserNotFound         404   the store was asked and has no such record
+  StoreNotAnswering    503   the store could not be asked
+  DeadlineExceeded     504
+StoreError                   the store could not answer: never told as an error, scores are degraded instead
+  StoreTimeout
+  StoreUnavailable
+PublicationError             what is published cannot be served: the old one stays
+StartupError                 the service cannot start; its message is for whoever starts it
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One thing wrong with a body. `pointer` is a JSON pointer (RFC 6901) into it; "" is the whole body."""
+
+    pointer: str
+    detail: str
+
+
+class ServiceError(Exception):
+    """A problem with words for the client. `detail` never holds text that came from another library's exception."""
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, errors: tuple[FieldError, ...] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = errors
+
+
+class MalformedJson(ServiceError):
+    status, kind, title = 400, "malformed-json", "The body is not JSON"
+
+
+class InvalidRequest(ServiceError):
+    status, kind, title = 422, "invalid-request", "The request is not valid"
+
+    @classmethod
+    def at(cls, pointer: str, detail: str) -> "InvalidRequest":
+        """The one-field case, which is most of them."""
+        return cls("1 field is not valid", (FieldError(pointer, detail),))
+
+
+class BodyTooLarge(ServiceError):
+    status, kind, title = 413, "body-too-large", "The body is too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    status, kind, title = 415, "unsupported-media-type", "The body is not of a type that this service reads"
+
+
+class UserNotFound(ServiceError):
+    status, kind, title = 404, "user-not-found", "The cache has no such user"
+
+
+class StoreNotAnswering(ServiceError):
+    status, kind, title = 503, "store-unavailable", "The store cannot be asked"
+
+
+class DeadlineExceeded(ServiceError):
+    status, kind, title = 504, "deadline-exceeded", "The answer was not ready in time"
+
+
+class StoreError(Exception):
+    """The store could not answer, which says nothing about what it holds. `reason` is what `degraded` will say."""
+
+    reason: ClassVar[str]
+
+
+class StoreTimeout(StoreError):
+    reason = "store_timeout"
+
+
+class StoreUnavailable(StoreError):
+    reason = "store_unavailable"
+
+
+class PublicationError(Exception):
+    """What the store names as active cannot be served. The message says why and what to do."""
+
+
+class StartupError(Exception):
+    """The service cannot start. The message says what was found, what was wanted and what to do."""

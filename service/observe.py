@@ -1,0 +1,62 @@
+"""Around every request: its id, its time, its count, and the net under what nobody expected.
+
+Plain ASGI: Starlette's BaseHTTPMiddleware would wrap each request in a task group of its own.
+"""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.metrics import Metrics
+from service.problems import internal_error
+
+logger = logging.getLogger(__name__)
+REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=@-]{1,128}")  # anything else could forge a line of the log
+CANCELLED = 499  # no answer was sent: the service was stopped before
+NO_ROUTE = "none"  # one label for all paths that are not ours: a scanner must not grow the metrics
+
+
+class Observe:
+    """ASGI middleware: `x-request-id` in and out, request metrics, and a plain 500 for an unexpected exception."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        scope["request_id"] = _request_id(scope)
+        status = 0
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = scope["request_id"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception:
+            logger.exception("request %s failed: %s %r", scope["request_id"], scope["method"], scope["path"])
+            if status:  # half an answer is out: only closing the connection can say that the rest is missing
+                raise
+            await internal_error(Request(scope))(scope, receive, send_and_note)
+        finally:
+            route = getattr(scope.get("route"), "path", NO_ROUTE)
+            self._metrics.requests.labels(route, status or CANCELLED).inc()
+            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's id if it is harmless, else a new one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,44 @@
+"""The OpenAPI document. Handlers read their bodies themselves, so their schemas are named here and added at the end."""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.problems import MEDIA_TYPE
+from service.schemas import BatchRequest, Problem, ScoreRequest
+
+REF = "#/components/schemas/{model}"
+READ_BY_HANDLERS: tuple[type[BaseModel], ...] = (ScoreRequest, BatchRequest, Problem)
+
+
+def json_body(schema: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads a body of `schema`."""
+    content = {"application/json": {"schema": {"$ref": REF.format(model=schema.__name__)}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def path_parameter(name: str, description: str) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads `name` from its path."""
+    parameter = {"name": name, "in": "path", "required": True, "description": description, "schema": {"type": "string"}}
+    return {"parameters": [parameter]}
+
+
+def problem_responses(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route for its failures."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model=Problem.__name__)}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The whole document, every reference in it resolvable."""
+    result = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+    )
+    _, definitions = models_json_schema([(schema, "validation") for schema in READ_BY_HANDLERS], ref_template=REF)
+    result.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+    return result

@@ -1,0 +1,132 @@
+"""From a valid JSON request to work for a batch: checked against the model and the limits, ids looked up.
+
+`check` is cheap and runs on the event loop; `prepare` looks up thousands of ids and runs on a thread. All that can be
+wrong with one request is found here, so that it never fails the batch it would have shared.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor
+
+from model.cache_format import record_key
+from model.catalogue import Items
+from model.identifiers import Id, IdKind
+from service.active import ActiveModel
+from service.errors import FieldError, InvalidRequest
+from service.schemas import Behaviour, ScoreRequest
+from service.timing import Stages
+from service.users import Row, User, from_rows
+
+T = TypeVar("T")
+JSON_TYPE: dict[IdKind, type] = {"int": int, "string": str}
+MAX_ERRORS = 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_candidates: int
+    max_history: int
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringJob:
+    """One request, ready to be scored by the model that was active when it came."""
+
+    model: ActiveModel
+    user_id: Id
+    candidates: Items  # [B], on the CPU
+    unknown_candidates: int
+    context_codes: Tensor  # int64 [Fc], on the CPU
+    recent: Sequence[Row]
+    user: User | None  # from the request's own history; None: look the record up
+    stages: Stages = field(default_factory=Stages)
+
+    @property
+    def size(self) -> int:
+        return len(self.candidates.rows)
+
+    @property
+    def group(self) -> object:
+        return self.model
+
+    def waited(self, seconds: float) -> None:
+        self.stages.add("queue", seconds)
+
+
+def check(request: ScoreRequest, model: ActiveModel, limits: Limits, at: str = "") -> None:
+    """Raise InvalidRequest if this model cannot answer. `at` is the JSON pointer of the request within the body."""
+    errors = tuple(FieldError(at + pointer, detail) for pointer, detail in _mistakes(request, model, limits))
+    if errors:
+        raise InvalidRequest(f"{len(errors)} field{'s are' if len(errors) > 1 else ' is'} not valid", errors)
+
+
+def prepare(request: ScoreRequest, model: ActiveModel, at: str = "") -> ScoringJob:
+    """Look up everything that the request names. Raises InvalidRequest for columns that the model lacks."""
+    bundle = model.bundle
+    candidates = _encoded(
+        at + "/candidate_features", lambda: bundle.catalogue.encode(request.candidates, request.candidate_features)
+    )
+    context = _encoded(at + "/context", lambda: bundle.context_features.encode(request.context or {}))
+    return ScoringJob(
+        model=model,
+        user_id=request.user_id,
+        candidates=candidates,
+        unknown_candidates=int((candidates.rows == 1).sum()),
+        context_codes=context,
+        recent=request.recent_items,
+        user=None if request.history is None else from_rows(model, request.history, request.recent_items),
+    )
+
+
+def _mistakes(request: ScoreRequest, model: ActiveModel, limits: Limits) -> Iterator[tuple[str, str]]:
+    bundle = model.bundle
+    yield from user_mistakes(request.user_id, model)
+    yield from _list_mistakes("/candidates", request.candidates, bundle.item_kind, limits.max_candidates)
+    yield from _list_mistakes("/recent_items", request.recent_items, bundle.item_kind, limits.max_history)
+    yield from _list_mistakes("/history", request.history or [], bundle.item_kind, limits.max_history)
+
+
+def user_mistakes(user_id: Id, model: ActiveModel) -> Iterator[tuple[str, str]]:
+    """What is wrong with a user id, as (JSON pointer, detail)."""
+    kind = model.bundle.user_kind
+    if not isinstance(user_id, JSON_TYPE[kind]):
+        yield "/user_id", f"is {_kind_of(user_id)}, and this model's user ids are of type {kind}: send it as that"
+        return
+    try:
+        record_key("any", model.model_id, "any", user_id)
+    except ValueError as error:
+        yield "/user_id", str(error)
+
+
+def _list_mistakes(name: str, rows: Sequence[Row], kind: IdKind, limit: int) -> Iterator[tuple[str, str]]:
+    if len(rows) > limit:
+        yield name, f"has {len(rows)} rows, at most {limit} are taken: split the request"
+        return
+    wanted = JSON_TYPE[kind]
+    if set(map(type, rows)) <= {wanted}:  # 30 µs for 4,000 candidates, where the loop below takes ten times that
+        return
+    shown = 0
+    for index, row in enumerate(rows):
+        item_id = row.item_id if isinstance(row, Behaviour) else row
+        if not isinstance(item_id, wanted):
+            where = f"{name}/{index}/item_id" if isinstance(row, Behaviour) else f"{name}/{index}"
+            yield where, f"is {_kind_of(item_id)}, and this model's item ids are of type {kind}: send it as that"
+            shown += 1
+            if shown == MAX_ERRORS:
+                return
+
+
+def _kind_of(value: Id) -> str:
+    return "a string" if isinstance(value, str) else "an integer"
+
+
+def _encoded(pointer: str, encode: Callable[[], T]) -> T:
+    """The model's own words for a column or value it does not have are for the caller."""
+    try:
+        return encode()
+    except ValueError as error:
+        raise InvalidRequest.at(pointer, str(error)) from error

@@ -1,0 +1,50 @@
+"""Every setting of the service, read once by `__main__` from `LREA_…` variables. No other file reads the environment.
+
+docs/service.md lists them all; a test holds the two together.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+STORE_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+class Settings(BaseSettings):
+    """Frozen and checked: a value that cannot work is refused before anything starts."""
+
+    # hide_input_in_errors: the store's URL may hold a password.
+    model_config = SettingsConfigDict(env_prefix="LREA_", frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    store_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey with the cache, by URL")
+    key_prefix: str = Field("lrea", description="first part of every key in the store")
+    bundles_dir: Path = Field(Path("bundles"), description="folder of bundles, one sub-folder per model_id")
+    model_id: str | None = Field(
+        None, pattern="^[0-9a-f]{12}$", description="what to serve while the store names nothing"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where to compute; auto: cuda where there is one"
+    )
+    torch_threads: int = Field(0, ge=0, description="CPU threads of one forward; 0 leaves the choice to torch")
+    max_candidates: int = Field(4000, ge=1, description="most candidates in one request")
+    max_history: int = Field(100_000, ge=1, description="most rows in one request's history, and in its recent_items")
+    max_batch_requests: int = Field(64, ge=1, description="most requests in one forward, and in one /v1/score/batch")
+    max_batch_candidates: int = Field(16_384, ge=1, description="most candidates in one forward")
+    max_body_bytes: int = Field(8_388_608, ge=1, description="largest request body; a larger one answers 413")
+    store_timeout_ms: int = Field(50, ge=1, description="longest wait for the store: to connect, and for an answer")
+    timeout_ms: int = Field(1000, ge=1, description="default and ceiling of a request's timeout_ms; then 504")
+    poll_seconds: float = Field(1.0, gt=0, description="how often to ask the store what is active")
+    drain_seconds: float = Field(0.0, ge=0, description="time served on after SIGTERM, with /readyz at 503")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+
+    @field_validator("store_url")
+    @classmethod
+    def _known_scheme(cls, url: str) -> str:
+        if not url.startswith(STORE_SCHEMES):
+            scheme = url.partition(":")[0]
+            raise ValueError(f"the URL starts with {scheme!r}, wanted one of {', '.join(STORE_SCHEMES)}")
+        return url

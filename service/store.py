@@ -1,0 +1,96 @@
+"""The only file that awaits Redis: what is active, what a generation holds, and the records of a batch of users.
+
+It knows keys and bytes, not models. Every error of redis-py becomes a StoreError here; "not found" is a value (None),
+so that a store that cannot answer is never taken for one that has no such user.
+
+One server, or anything that looks like one: reads are one MGET, which a sharded cluster would refuse across slots.
+"""
+
+import logging
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar
+
+import redis.exceptions as redis_errors
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from model.cache_format import ActivePointer, Manifest, active_key, manifest_key, record_key
+from model.identifiers import Id
+from service.errors import StoreError, StoreTimeout, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TIMEOUTS = (redis_errors.TimeoutError, TimeoutError)
+
+
+def translate(error: Exception) -> StoreError | None:
+    """The StoreError for what redis-py raised; None for an exception that is not the store's.
+
+    redis-py's errors have no common base, but one module. tests/service/test_store.py fails when it gets a new one.
+    """
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, TIMEOUTS):
+        return StoreTimeout(message)
+    if isinstance(error, OSError) or any(base.__module__ == redis_errors.__name__ for base in type(error).__mro__):
+        return StoreUnavailable(message)
+    return None
+
+
+class Store:
+    """Reads of one store. `trouble` is why the last question got no answer, None when it got one."""
+
+    def __init__(self, url: str, key_prefix: str, timeout_s: float) -> None:
+        # No retries: a second wait would double the caller's latency, and the next batch asks again anyway.
+        # RESP2: with RESP3 redis-py 8 skips its check for unread data on a pooled connection, and a connection that
+        # is one reply behind hands out another user's record.
+        self._redis: Any = Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._prefix = key_prefix
+        self.trouble: StoreError | None = None
+
+    async def read_active(self) -> ActivePointer | None:
+        """What is published; None where nothing ever was. Raises StoreError, or ManifestError for a broken pointer."""
+        data = await self._ask(self._redis.get(active_key(self._prefix)))
+        return None if data is None else ActivePointer.from_json(data)
+
+    async def read_manifest(self, model_id: str, generation: str) -> Manifest | None:
+        """What one generation holds. Raises StoreError, or ManifestError for a broken manifest."""
+        data = await self._ask(self._redis.get(manifest_key(self._prefix, model_id, generation)))
+        return None if data is None else Manifest.from_json(data)
+
+    async def read_records(self, model_id: str, generation: str, user_ids: Sequence[Id]) -> dict[Id, bytes | None]:
+        """The stored bytes per user, None for a user without a record, in one round trip. Raises StoreError."""
+        if not user_ids:
+            return {}
+        keys = [record_key(self._prefix, model_id, generation, user_id) for user_id in user_ids]
+        return dict(zip(user_ids, await self._ask(self._redis.mget(keys)), strict=True))
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _ask(self, question: Awaitable[T]) -> T:
+        try:
+            answer = await question
+        except Exception as error:
+            trouble = translate(error)
+            if trouble is None:
+                raise
+            self._note(trouble)
+            raise trouble from error
+        self._note(None)
+        return answer
+
+    def _note(self, trouble: StoreError | None) -> None:
+        """Remember the state and log its changes, not each of its thousand consequences."""
+        if trouble is not None and self.trouble is None:
+            logger.warning("the store does not answer, scores are degraded (%s): %s", trouble.reason, trouble)
+        elif trouble is None and self.trouble is not None:
+            logger.info("the store answers again")
+        self.trouble = trouble

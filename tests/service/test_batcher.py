@@ -1,0 +1,131 @@
+"""The batcher alone, with a scoring function of the test's."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from service.batcher import Batcher
+
+
+@dataclass
+class Work:
+    name: str
+    size: int = 1
+    group: object = "one model"
+    waited_s: float = -1.0
+
+    def waited(self, seconds: float) -> None:
+        self.waited_s = seconds
+
+
+class Scorer:
+    """Answers with the works' names, batch by batch, while `gate` is open."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.gate = asyncio.Event()
+
+    async def score(self, works: Sequence[Work]) -> list[str]:
+        self.batches.append([work.name for work in works])
+        await self.gate.wait()
+        if any(work.name == "bad" for work in works):
+            raise ValueError("a bad batch")
+        return [f"answer to {work.name}" for work in works]
+
+
+@asynccontextmanager
+async def running(scorer: Scorer, *, max_works: int = 10, max_size: int = 100) -> AsyncIterator[Batcher[Work, str]]:
+    batcher: Batcher[Work, str] = Batcher(scorer.score, max_works=max_works, max_size=max_size)
+    task = asyncio.create_task(batcher.run())
+    yield batcher
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def submit_all(batcher: Batcher[Work, str], works: Sequence[Work]) -> list[asyncio.Task[str]]:
+    """The first work alone, then, while it is being scored, the others."""
+    tasks = [asyncio.create_task(batcher.submit(works[0]))]
+    await settle()
+    tasks += [asyncio.create_task(batcher.submit(work)) for work in works[1:]]
+    await settle()
+    return tasks
+
+
+async def test_what_comes_during_a_batch_is_the_next_batch() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        works = [Work("a"), Work("b"), Work("c")]
+        tasks = await submit_all(batcher, works)
+        scorer.gate.set()
+        assert await asyncio.gather(*tasks) == ["answer to a", "answer to b", "answer to c"]
+    assert scorer.batches == [["a"], ["b", "c"]]
+    assert all(work.waited_s >= 0 for work in works)
+
+
+async def test_limits_split_batches_and_an_oversized_work_goes_alone() -> None:
+    scorer = Scorer()
+    sizes = {"a": 1, "b": 60, "c": 40, "d": 1, "e": 500, "f": 1, "g": 1, "h": 1, "i": 1}
+    async with running(scorer, max_works=3) as batcher:
+        tasks = await submit_all(batcher, [Work(name, size) for name, size in sizes.items()])
+        scorer.gate.set()
+        await asyncio.gather(*tasks)
+    assert scorer.batches == [["a"], ["b", "c"], ["d"], ["e"], ["f", "g", "h"], ["i"]]
+
+
+async def test_a_batch_never_mixes_models() -> None:
+    scorer = Scorer()
+    old, new = object(), object()
+    groups = {"a": old, "b": old, "c": new, "d": new, "e": old}
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work(name, group=group) for name, group in groups.items()])
+        scorer.gate.set()
+        await asyncio.gather(*tasks)
+    assert scorer.batches == [["a"], ["b"], ["c", "d"], ["e"]]
+
+
+async def test_who_leaves_before_the_start_is_not_scored_and_who_leaves_later_harms_nobody() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("a"), Work("b"), Work("c")])
+        tasks[0].cancel()  # in the batch that is being scored
+        tasks[1].cancel()  # still in the queue
+        await settle()
+        scorer.gate.set()
+        assert await tasks[2] == "answer to c"
+    assert scorer.batches == [["a"], ["c"]]
+
+
+async def test_a_failing_batch_fails_its_own_works_only() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("bad"), Work("good")])
+        scorer.gate.set()
+        with pytest.raises(ValueError, match="a bad batch"):
+            await tasks[0]
+        assert await tasks[1] == "answer to good"
+
+
+async def test_a_bad_work_does_not_fail_its_neighbours() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("first"), Work("a"), Work("bad"), Work("b")])
+        scorer.gate.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(result) for result in results] == ["answer to first", "answer to a", "a bad batch", "answer to b"]
+    assert scorer.batches == [["first"], ["a", "bad", "b"], ["a"], ["bad"], ["b"]]
+
+
+async def test_stopping_lets_nobody_wait_for_ever() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("a"), Work("b")])
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 2

@@ -1,0 +1,95 @@
+"""`python -m service` as a process of its own: how it starts, refuses to start, drains and stops."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import free_port
+from tests.service.cache import Cache
+from tests.tiny import item_id, user_id
+
+ROOT = Path(__file__).parents[2]
+USER = user_id("int", 1)
+
+
+@contextmanager
+def process(**settings: object) -> Iterator[subprocess.Popen[str]]:
+    variables = {f"LREA_{name.upper()}": str(value) for name, value in settings.items()}
+    started = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "service"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def wait_for_status(
+    service: subprocess.Popen[str], client: httpx.Client, path: str, status: int, within_s: float = 40
+) -> httpx.Response:
+    deadline = time.monotonic() + within_s
+    while True:
+        assert service.poll() is None, f"the service ended: {service.communicate()}"
+        assert time.monotonic() < deadline, f"{path} did not answer {status} within {within_s} s"
+        try:
+            answer = client.get(path)
+            if answer.status_code == status:
+                return answer
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+
+
+def test_it_serves_drains_and_stops(cache: Cache) -> None:
+    cache.publish({USER: [item_id("int", 1)]})
+    port = free_port()
+    settings = {"store_url": cache.url, "key_prefix": cache.prefix, "bundles_dir": cache.bundles_dir, "port": port}
+    with (
+        process(**settings, drain_seconds=1.5, store_timeout_ms=2000) as service,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        wait_for_status(service, client, "/readyz", 200)
+        request = {"user_id": USER, "candidates": [item_id("int", 1)]}
+        assert client.post("/v1/score", json=request).json()["user_state"] == "cached"
+        service.send_signal(signal.SIGTERM)
+        assert wait_for_status(service, client, "/readyz", 503, within_s=1).json()["status"] == "draining"
+        assert client.post("/v1/score", json=request).json()["user_state"] == "cached", "it serves while it drains"
+        _, log = service.communicate(timeout=20)
+        assert service.returncode in {0, -signal.SIGTERM}
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"port": 70_000}, "LREA_PORT"),
+        ({"store_url": "http://user:hunter2@cache"}, "LREA_STORE_URL"),
+        ({"key_prefix": "a b"}, "LREA_KEY_PREFIX"),
+        ({}, "no bundle in"),
+    ],
+)
+def test_it_refuses_to_start_with_one_message(
+    settings: dict[str, object], message: str, tmp_path: Path, store_url: str, key_prefix: str
+) -> None:
+    defaults = {"store_url": store_url, "key_prefix": key_prefix, "bundles_dir": tmp_path, "port": free_port()}
+    with process(**defaults | settings) as service:
+        output, log = service.communicate(timeout=50)
+        assert service.returncode == 1
+    [line] = [line for line in log.splitlines() if line.startswith("cannot start: ")]
+    assert message in line
+    assert "Traceback" not in log
+    assert "hunter2" not in log + output

@@ -1,0 +1,101 @@
+"""The store's translation of errors, and that a read which is given up leaves no reply behind."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator
+
+import pytest
+import redis.exceptions as redis_errors
+
+from model.cache_format import ManifestError, active_key, record_key
+from service.errors import StoreTimeout, StoreUnavailable
+from service.store import Store, translate
+from tests.conftest import free_port
+from tests.service.cache import GENERATION, Cache
+
+MODEL = "0123456789ab"
+
+# Every error of redis-py that somebody here has looked at. A new one fails the test below: look at it, decide what a
+# caller should be told, and add it.
+SEEN = """
+    AskError AuthenticationError AuthenticationWrongNumberOfArgsError AuthorizationError BusyLoadingError
+    ChildDeadlockedError ClusterCrossSlotError ClusterDownError ClusterError ConnectionError CrossSlotTransactionError
+    DataError ExecAbortError ExternalAuthProviderError IncorrectPolicyType InvalidPipelineStack InvalidResponse
+    LockError LockNotOwnedError MasterDownError MaxConnectionsError ModuleError MovedError NoPermissionError
+    NoScriptError NoSuchFieldsetError OutOfMemoryError PubSubError ReadOnlyError RedisClusterException RedisError
+    ResponseError SlotNotCoveredError TimeoutError TryAgainError WatchError
+"""
+UPSTREAM = {
+    name: error
+    for name, error in inspect.getmembers(redis_errors, inspect.isclass)
+    if issubclass(error, Exception) and error.__module__ == redis_errors.__name__
+}
+
+
+def test_no_error_of_redis_is_new() -> None:
+    assert set(UPSTREAM) - set(SEEN.split()) == set()
+
+
+@pytest.mark.parametrize("error", UPSTREAM.values(), ids=UPSTREAM)
+def test_every_error_of_redis_is_translated(error: type[Exception]) -> None:
+    instance = error.__new__(error)
+    instance.args = ("what the server said",)
+    wanted = StoreTimeout if error is redis_errors.TimeoutError else StoreUnavailable
+    assert type(translate(instance)) is wanted
+
+
+def test_our_own_mistakes_are_not_the_stores() -> None:
+    assert translate(ValueError("a bug")) is None
+    assert isinstance(translate(TimeoutError()), StoreTimeout)
+    assert isinstance(translate(ConnectionResetError()), StoreUnavailable)
+
+
+@pytest.fixture
+async def store(store_url: str, key_prefix: str) -> AsyncIterator[Store]:
+    store = Store(store_url, key_prefix, timeout_s=2)
+    yield store
+    await store.close()
+
+
+async def test_what_is_not_there_is_none(store: Store) -> None:
+    assert await store.read_active() is None
+    assert await store.read_manifest(MODEL, GENERATION) is None
+    assert await store.read_records(MODEL, GENERATION, [1, -2]) == {1: None, -2: None}
+    assert await store.read_records(MODEL, GENERATION, []) == {}
+
+
+async def test_no_store_at_all_is_unavailable(key_prefix: str) -> None:
+    store = Store(f"redis://127.0.0.1:{free_port()}/0", key_prefix, timeout_s=2)
+    with pytest.raises(StoreUnavailable):
+        await store.read_records(MODEL, GENERATION, [1])
+    assert isinstance(store.trouble, StoreUnavailable)
+    await store.close()
+
+
+async def test_a_password_is_never_in_an_error(key_prefix: str, store_url: str) -> None:
+    store = Store(store_url.replace("redis://", "redis://user:hunter2@"), key_prefix, timeout_s=2)
+    with pytest.raises(StoreUnavailable) as error:
+        await store.read_active()
+    assert "hunter2" not in str(error.value)
+    await store.close()
+
+
+async def test_a_cancelled_read_leaves_no_reply_for_the_next(store: Store, cache: Cache) -> None:
+    """Cancelled at every moment of a read: the next one must get its own reply."""
+    users = list(range(20))
+    for user in users:
+        cache.redis.set(record_key(cache.prefix, MODEL, GENERATION, user), f"record of {user}")
+    for attempt in range(200):
+        given_up = asyncio.create_task(store.read_records(MODEL, GENERATION, [attempt % 20]))
+        for _ in range(attempt % 8):
+            await asyncio.sleep(0)
+        given_up.cancel()
+        user = (attempt + 7) % 20
+        assert await store.read_records(MODEL, GENERATION, [user]) == {user: f"record of {user}".encode()}
+        await asyncio.gather(given_up, return_exceptions=True)
+
+
+async def test_a_broken_pointer_is_said_to_be_broken(store: Store, cache: Cache) -> None:
+    cache.redis.set(active_key(cache.prefix), b'{"current": 1}')
+    with pytest.raises(ManifestError):
+        await store.read_active()
