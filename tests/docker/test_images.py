@@ -1,0 +1,91 @@
+"""The images copy what exists, are pinned, do not run as root and set only settings that exist (read, not built)."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.docker.parsing import DOCKER, DOCKERFILES, ROOT, YAML_FILES, instructions, settings_of
+
+BASE_IMAGE = "python:3.11-slim-bookworm"
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_copied_paths_exist_and_are_not_ignored(dockerfile: Path) -> None:
+    copied = [
+        source
+        for word, rest in instructions(dockerfile)
+        if word == "COPY" and "--from=" not in rest
+        for source in rest.split()[:-1]
+    ]
+    assert copied
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for source in copied:
+        assert (ROOT / source).exists(), f"{dockerfile.name} copies {source}, which is not in the repository"
+        assert source.rstrip("/") in allowed, f"{dockerfile.name} copies {source}, which .dockerignore leaves out"
+
+
+def test_dockerignore_lets_nothing_through_that_no_image_copies() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    assert lines[0] == "*"
+    copied = {
+        source.rstrip("/")
+        for file in DOCKERFILES
+        for word, rest in instructions(file)
+        if word == "COPY"
+        for source in rest.split()
+    }
+    assert {line[1:] for line in lines if line[0] == "!"} <= copied
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_image_is_pinned_and_runs_without_root(dockerfile: Path) -> None:
+    steps = instructions(dockerfile)
+    assert {rest.split()[0] for word, rest in steps if word == "FROM"} == {BASE_IMAGE}
+    last_stage = steps[max(index for index, (word, _) in enumerate(steps) if word == "FROM") :]
+    (user,) = [rest for word, rest in last_stage if word == "USER"]
+    assert user == "10001:10001"
+    assert all("-c requirements.lock" in rest for word, rest in steps if word == "RUN" and "dependencies.txt" in rest)
+    (entry,) = [json.loads(rest) for word, rest in steps if word == "ENTRYPOINT"]  # a shell would swallow SIGTERM
+    program = dockerfile.name.removesuffix(".Dockerfile")
+    assert entry == ["python", "-m", {"service": "service", "builder": "cache_builder"}[program]]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_image_sets_only_settings_that_exist(dockerfile: Path) -> None:
+    program = dockerfile.name.removesuffix(".Dockerfile")
+    for word, rest in instructions(dockerfile):
+        if word == "ENV":
+            assert set(re.findall(r"\b(LREA_[A-Z_]+)=", rest)) <= settings_of(program)
+
+
+def test_dockerfiles_install_in_the_same_way() -> None:
+    """The two first stages are one truth in two files; this keeps them equal."""
+    service, builder = (instructions(DOCKER / f"{name}.Dockerfile") for name in ("service", "builder"))
+    end = [word for word, _ in service].index("FROM", 1)
+    assert service[:end] == builder[:end]
+
+
+def test_service_is_healthy_while_it_lives() -> None:
+    (health,) = [rest for word, rest in instructions(DOCKER / "service.Dockerfile") if word == "HEALTHCHECK"]
+    command = json.loads(health[health.index("[") :])
+    assert command[:2] == ["python", "-c"]
+    compile(command[2], "healthcheck", "exec")
+    assert "/livez" in command[2]
+
+
+def test_every_yaml_file_parses() -> None:
+    assert len(YAML_FILES) >= 10
+    for file in YAML_FILES:
+        assert all(document for document in yaml.safe_load_all(file.read_text())), file
+
+
+@pytest.mark.parametrize("file", [*DOCKERFILES, *YAML_FILES], ids=lambda path: str(path.relative_to(DOCKER)))
+def test_files_are_tidy(file: Path) -> None:
+    text = file.read_text()
+    assert text.endswith("\n")
+    assert "\t" not in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
