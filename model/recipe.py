@@ -32,7 +32,7 @@ class TrainingConfig:
     batch_requests: int = 64
     targets_per_request: int = 8  # positives, or labelled rows, taken of one request in an epoch
     negatives_per_positive: int = 1  # drawn by popularity where the log has no labels
-    max_positives: int = 150_000  # the newest are kept
+    max_positives: int = 300_000  # the newest are kept
     validation_fraction: float = 0.05  # of the requests, the newest, held out for choosing the best weights
     validations_per_epoch: int = 4
     penalty_weight: float = 0.3  # λ of Eq. 10, in the paper's form

@@ -1,0 +1,78 @@
+# `make` alone lists the targets. Everything runs inside .venv, which the first target makes from $(PYTHON).
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+# Flags for pip, e.g. PIP_FLAGS="--extra-index-url URL" where torch should come from a CPU-only index.
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOCK_VENV := .venv-lock
+EXTRAS := demo,test,dev
+TORCH := 2.13.0
+
+# What lint and types look at; a folder that does not exist yet is left out.
+CODE := $(wildcard model service cache_builder loadtest tests scripts)
+
+LOADTEST_HOST ?= http://127.0.0.1:8000
+LOADTEST_STORE ?= redis://127.0.0.1:6390/0
+LOADTEST_BUNDLES ?= .demo/bundles
+LOADTEST_USERS ?= 8
+LOADTEST_SECONDS ?= 30
+
+.PHONY: help setup demo serve test check format loadtest lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## make .venv and install the locked dependencies
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "found $$($(PYTHON) --version), wanted 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c requirements.lock -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(READY) ## train, build and score real data from nothing, then exit
+	$(BIN)/python scripts/demo.py
+
+serve: $(READY) ## serve what `make demo` built on 127.0.0.1:8000 until Ctrl-C
+	@exec $(BIN)/python scripts/serve.py
+
+test: $(READY) ## run the tests and report coverage
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: $(READY) ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy $(CODE)
+	$(BIN)/lint-imports
+
+format: $(READY) ## rewrite the code as `make check` wants it
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles, fail on any wrong answer
+	LREA_STORE_URL=$(LOADTEST_STORE) LREA_BUNDLES_DIR=$(LOADTEST_BUNDLES) $(BIN)/locust -f loadtest/locustfile.py \
+	    --headless --only-summary --exit-code-on-error 1 --host $(LOADTEST_HOST) \
+	    --users $(LOADTEST_USERS) --spawn-rate $(LOADTEST_USERS) --run-time $(LOADTEST_SECONDS)s
+
+# A fresh environment, so that the lock holds what the extras need and nothing that was once tried out.
+# torch is named, for its newest release is not always the one that was measured. Its local version tag (+cpu, +cu130)
+# is dropped and so are the CUDA packages, which torch itself pins: each machine picks its own build of one release.
+lock: ## write requirements.lock anew from what pyproject.toml asks for
+	rm -rf $(LOCK_VENV)
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet $(PIP_FLAGS) torch==$(TORCH) -e '.[$(EXTRAS)]'
+	{ echo '# Written by `make lock`: every dependency of .[$(EXTRAS)]; `make setup` takes it as constraints.'; \
+	  $(LOCK_VENV)/bin/python -m pip freeze --all --exclude-editable \
+	  | sed -E '/^(pip==|wheel==|nvidia-|cuda-|triton==)/d; s/\+[A-Za-z0-9.]+$$//'; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	rm -rf $(LOCK_VENV)
+
+clean: ## remove .venv, caches and what the demo made
+	rm -rf $(VENV) $(LOCK_VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

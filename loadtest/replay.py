@@ -1,0 +1,76 @@
+"""Replay the requests of an as-of-T evaluation over HTTP, unchanged, and judge the answers by the same metrics.
+
+    python -m loadtest.replay --samples samples.parquet --url http://127.0.0.1:8000
+
+Ends with one line of JSON: auc and gauc over HTTP, the offline figures of the same file, the largest difference on the
+logit between the two, user states, and p50 and p99 by stage. The requests go one after the other over one connection.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+import typer
+
+from loadtest.client import ScoringClient, ServiceError, logits_of
+from model.metrics import auc, gauc
+from model.progress import stderr_reporter
+
+_COLUMNS = ("request_id", "user_id", "timestamp", "candidates", "labels", "logits")
+
+
+def replay(samples: Path, url: str) -> dict[str, Any]:
+    """Send every request of `samples` and compare. Raises ServiceError for an answer that breaks the contract."""
+    rows = pq.read_table(samples).to_pylist()
+    reporter, states, scored = stderr_reporter(), Counter[str](), []
+    reporter.start("replaying", len(rows), "requests")
+    try:
+        with ScoringClient(url) as client:
+            for row in rows:
+                context = {name: value for name, value in row.items() if name not in _COLUMNS}
+                answer = client.score(row["user_id"], row["candidates"], context)
+                if answer["degraded"]:
+                    raise ServiceError(f"user {row['user_id']!r}: degraded {answer['degraded']}: is the store up?")
+                states[answer["user_state"]] += 1
+                scored.append(logits_of(answer["scores"]))
+                reporter.advance(1)
+            stages = client.stages.percentiles()
+    finally:
+        reporter.close()
+    return {**_compare(rows, np.concatenate(scored)), "user_states": dict(states), "latency_ms": stages}
+
+
+def _compare(rows: list[dict[str, Any]], over_http: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+    labels = np.concatenate([row["labels"] for row in rows]).astype(np.int8)
+    offline = np.concatenate([row["logits"] for row in rows])
+    groups = np.repeat(np.arange(len(rows)), [len(row["labels"]) for row in rows])
+    return {
+        "requests": len(rows),
+        "candidates": len(labels),
+        "auc": auc(labels, over_http),
+        "gauc": gauc(groups, labels, over_http),
+        "auc_offline": auc(labels, offline),
+        "gauc_offline": gauc(groups, labels, offline),
+        "max_abs_diff_offline": float(np.abs(over_http - offline).max()),
+    }
+
+
+def main(
+    samples: Annotated[Path, typer.Option(help="samples.parquet of `python -m model evaluate --protocol as-of --out`")],
+    url: Annotated[str, typer.Option(help="where the service answers")] = "http://127.0.0.1:8000",
+) -> None:
+    """Replay an evaluation over HTTP."""
+    try:
+        print(orjson.dumps(replay(samples, url)).decode())
+    except (ServiceError, httpx.HTTPError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    typer.run(main)

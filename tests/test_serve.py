@@ -1,0 +1,104 @@
+"""`make serve`: starts the store and the service on what the demo left, and leaves nothing running behind."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.tiny import tiny_bundle, tiny_data, user_id
+
+ROOT = Path(__file__).parents[1]
+START_S = 40.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "scripts/serve.py", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What `make demo` leaves, of the tiny world: bundles and a store with a published cache."""
+    folder = tmp_path_factory.mktemp("demo")
+    data = tiny_data(folder / "data")
+    bundle = tiny_bundle(folder / "bundles", data)
+    build = [sys.executable, "-m", "cache_builder", "build", "--store", f"embedded:{folder / 'store'}"]
+    arguments = ["--bundle", str(folder / "bundles" / bundle.model_id), "--data", str(data)]
+    subprocess.run(build + arguments, cwd=ROOT, check=True, timeout=50)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serves_until_it_is_told_to_stop(demo: Path, number: signal.Signals) -> None:
+    port, store_port = free_port(), free_port()
+    process = start("--demo", str(demo), "--port", str(port), "--store-port", str(store_port))
+    try:
+        deadline = time.monotonic() + START_S
+        while not listens(port):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "nothing listens"
+            time.sleep(0.05)
+        answer = httpx.post(
+            f"http://127.0.0.1:{port}/v1/score", json={"user_id": user_id("int", 0), "candidates": [1000, 1001]}
+        )
+        assert answer.json()["user_state"] == "cached"
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+
+    assert process.returncode == 0
+    assert f"serving on http://127.0.0.1:{port}" in output
+    assert not listens(port)
+    assert not listens(store_port)
+
+
+def test_says_which_port_is_taken(demo: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = start("--demo", str(demo), "--port", port, "--store-port", str(free_port()))
+        _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 1
+    assert errors == f"serve: port {port} is taken: stop what listens there, or choose another with --port\n"
+
+
+def test_says_to_make_the_demo_first(tmp_path: Path) -> None:
+    process = start("--demo", str(tmp_path))
+    _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 1
+    assert errors == f"serve: found no {tmp_path / 'bundles'} and {tmp_path / 'store'}: run `make demo` first\n"
+
+
+def test_a_service_that_cannot_start_takes_the_store_down(demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo / "store", tmp_path / "store")
+    (tmp_path / "bundles").mkdir()
+    store_port = free_port()
+    process = start("--demo", str(tmp_path), "--port", str(free_port()), "--store-port", str(store_port))
+    _, errors = process.communicate(timeout=START_S)
+
+    assert process.returncode == 1
+    assert "serve: the service did not start" in errors
+    assert not listens(store_port)
