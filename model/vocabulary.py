@@ -20,7 +20,7 @@ Int64s = npt.NDArray[np.int64]
 class Vocabulary:
     """Known values of one column, with the match hash of each (seeded by `seed`)."""
 
-    def __init__(self, kind: IdKind, tensors: dict[str, npt.NDArray[np.generic]], seed: int) -> None:
+    def __init__(self, kind: IdKind, tensors: dict[str, npt.NDArray[np.integer]], seed: int) -> None:
         """`tensors`: {"ids": int64} or {"blob": uint8, "offsets": int64}. Raises ValueError if they are not sorted."""
         self.kind = kind
         self.tensors = tensors

@@ -45,10 +45,20 @@ class LreaAttention(nn.Module):
         self.form = form
         self.length = length
         self.scorer = PairScorer(width, head_width)
-        member_rL = _block_membership(rank, length)
-        self.compression = nn.Parameter((member_rL / member_rL.sum(1, keepdim=True)).T.contiguous())  # W_comp, L×r
-        start_rL = _BLOCK_LOGIT * member_rL if form == "absorbed" else member_rL
-        self.decompression = nn.Parameter(start_rL)  # W_decomp, r×L; its logits in the absorbed form
+        self.compression = nn.Parameter(torch.empty(length, rank))  # W_comp, L×r
+        self.decompression = nn.Parameter(torch.empty(rank, length))  # W_decomp, r×L; its logits in the absorbed form
+        if form == "absorbed":
+            self.set_blocks()
+        else:  # the paper names no start; blocks would make its columns one-hot, which is the case without a gap
+            nn.init.xavier_uniform_(self.compression)
+            nn.init.xavier_uniform_(self.decompression)
+
+    @torch.no_grad()
+    def set_blocks(self) -> None:
+        """Make slot k the k-th block of positions: its mean for the keys, its sum for the values."""
+        member_rL = _block_membership(*self.decompression.shape)
+        self.compression.copy_((member_rL / member_rL.sum(1, keepdim=True)).T)
+        self.decompression.copy_(member_rL * (_BLOCK_LOGIT if self.form == "absorbed" else 1.0))
 
     def mixing(self) -> Tensor:
         """W_decomp as it is applied, r×L: a softmax over slots in the absorbed form, free in the paper's."""

@@ -1,6 +1,7 @@
 """Reading a data folder, and what of it a sample may see: never its own session, never the future."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from model.samples import add_negatives, collect_requests, limit_candidates, onl
 COLUMNS = {"user_id": [2, 1, 2, 1], "item_id": [7, 8, 7, 9], "timestamp": [30, 10, 20, 10]}
 
 
-def write(folder: Path, columns: dict, name: str = "interactions") -> Path:
+def write(folder: Path, columns: dict[str, Any], name: str = "interactions") -> Path:
     folder.mkdir(exist_ok=True)
     pq.write_table(pa.table(columns), folder / f"{name}.parquet")
     return folder
@@ -51,7 +52,7 @@ def test_ids_may_be_integers_or_strings(tmp_path: Path, kind: pa.DataType) -> No
         ({"session_id": [1, None, 2, 3]}, "1 rows of 'session_id' are null"),
     ],
 )
-def test_a_wrong_column_is_named_with_what_was_found(tmp_path: Path, change: dict, message: str) -> None:
+def test_a_wrong_column_is_named_with_what_was_found(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     columns = {name: values for name, values in {**COLUMNS, **change}.items() if values is not None}
     with pytest.raises(DataError, match=message):
         read_log(write(tmp_path, columns))
@@ -75,7 +76,7 @@ def test_a_missing_empty_or_broken_file_is_named(tmp_path: Path) -> None:
         ({"item_id": [7, 7], "colour": ["red", "blue"]}, "item_id is not unique"),
     ],
 )
-def test_a_wrong_items_table_is_named(tmp_path: Path, side: dict, message: str) -> None:
+def test_a_wrong_items_table_is_named(tmp_path: Path, side: dict[str, Any], message: str) -> None:
     log = read_log(write(write(tmp_path, COLUMNS), side, "items"))
     with pytest.raises(DataError, match=message):
         log.items_table()
@@ -85,7 +86,9 @@ def test_history_is_what_was_clicked_unless_the_log_says_otherwise(tmp_path: Pat
     labelled = read_log(write(tmp_path / "a", {**COLUMNS, "label": [1, 0, None, 1]}))
     assert labelled.label.tolist() == [0, 1, NO_LABEL, 1]
     assert labelled.in_history.tolist() == [False, True, False, True]
-    flags = read_log(write(tmp_path / "b", {**COLUMNS, "label": [1, 0, None, 1], "in_history": [True, True, True, False]}))
+    flags = read_log(
+        write(tmp_path / "b", {**COLUMNS, "label": [1, 0, None, 1], "in_history": [True, True, True, False]})
+    )
     assert flags.in_history.tolist() == [True, False, True, True]
 
 

@@ -19,8 +19,8 @@ def _seeded() -> None:
 def lrea(form: str = "absorbed", rank: int = RANK, length: int = LENGTH) -> LreaAttention:
     attention = LreaAttention(WIDTH, HEAD, length, rank, form)  # type: ignore[arg-type]
     with torch.no_grad():
-        for weight in (attention.compression, attention.decompression):
-            weight += 0.3 * torch.randn_like(weight)
+        attention.compression.add_(0.3 * torch.randn_like(attention.compression))
+        attention.decompression.add_(0.3 * torch.randn_like(attention.decompression))
     return attention
 
 
@@ -93,7 +93,8 @@ def test_full_rank_with_identity_matrices_is_din_over_the_whole_history() -> Non
 
 def test_one_hot_columns_leave_no_gap_between_the_forms_and_free_columns_do() -> None:
     rows, targets = history(), candidates()
-    one_hot, free = LreaAttention(WIDTH, HEAD, LENGTH, RANK, "paper"), lrea("paper")
+    one_hot, free = lrea("paper"), lrea("paper")
+    one_hot.set_blocks()
     torch.testing.assert_close(one_hot.served_form(targets, rows), one_hot.training_form(targets, rows))
     assert (free.served_form(targets, rows) - free.training_form(targets, rows)).abs().max() > 1e-3
 
@@ -113,7 +114,8 @@ def test_slots_start_as_blocks_of_positions_newest_first() -> None:
 
 
 def test_the_penalty_counts_negative_entries_only() -> None:
-    attention = LreaAttention(WIDTH, HEAD, LENGTH, RANK, "paper")
+    attention = lrea("paper")
+    attention.set_blocks()
     assert attention.penalty().item() == 0
     with torch.no_grad():
         attention.decompression[0, 0] = -float(RANK * LENGTH)
@@ -130,11 +132,17 @@ def test_a_user_without_history_has_zero_slots_and_no_interest() -> None:
 def test_permuting_candidates_permutes_their_interests() -> None:
     attention, rows, targets = lrea(), history(), candidates()
     order = torch.tensor([3, 1, 4, 0, 2])
-    torch.testing.assert_close(attention.served_form(targets[:, order], rows), attention.served_form(targets, rows)[:, order])
+    torch.testing.assert_close(
+        attention.served_form(targets[:, order], rows), attention.served_form(targets, rows)[:, order]
+    )
 
 
 def test_a_candidate_s_interest_does_not_depend_on_the_other_candidates() -> None:
-    attention, slots, targets = lrea(), UserSlots(torch.randn(1, RANK, WIDTH), torch.randn(1, RANK, WIDTH)), candidates(40)
+    attention, slots, targets = (
+        lrea(),
+        UserSlots(torch.randn(1, RANK, WIDTH), torch.randn(1, RANK, WIDTH)),
+        candidates(40),
+    )
     together = attention.absorbed(targets[:1], slots)
     alone = torch.cat([attention.absorbed(targets[:1, index : index + 1], slots) for index in range(40)], dim=1)
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)

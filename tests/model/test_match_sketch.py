@@ -108,9 +108,30 @@ def test_long_histories_saturate() -> None:
 
 def test_the_hashes_and_cells_are_pinned() -> None:
     """Golden: a cache written by one version is read by the next."""
-    assert match_hashes([0, 1, -5], 20250304).tolist() == [5906066577743685661, -8193363632302290327, -3468943769447986216]
+    assert match_hashes([0, 1, -5], 20250304).tolist() == [
+        5906066577743685661,
+        -8193363632302290327,
+        -3468943769447986216,
+    ]
     assert match_hashes(["", "é"], 20250304).tolist() == [7331447746570737600, -8445129182169049924]
-    assert build_sketch(hashes([1, 2, 1, 3]), (8,))[0].tolist() == [32, 17, 0, 0, 0, 0, 0, 18, 0, 0, 0, 0, 32, 0, 17, 18]
+    assert build_sketch(hashes([1, 2, 1, 3]), (8,))[0].tolist() == [
+        32,
+        17,
+        0,
+        0,
+        0,
+        0,
+        0,
+        18,
+        0,
+        0,
+        0,
+        0,
+        32,
+        0,
+        17,
+        18,
+    ]
 
 
 @pytest.mark.parametrize("cells", [(3,), (0,), (1,), (2**32,)])

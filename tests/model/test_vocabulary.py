@@ -1,5 +1,7 @@
 """Vocabularies and the catalogue: exact lookup, missing and unknown values, one hash per id whoever computes it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,7 +26,7 @@ def test_strings_are_looked_up_exactly(known: list[str], asked: list[str | None]
     check_lookup(Vocabulary.of("string", known, seed=3), by_bytes, [*asked, *known])
 
 
-def check_lookup(vocabulary: Vocabulary, in_order: list, asked: list) -> None:
+def check_lookup(vocabulary: Vocabulary, in_order: list[Any], asked: list[Any]) -> None:
     assert vocabulary.values() == in_order
     codes, hashes = vocabulary.encode(asked)
     for value, code, value_hash in zip(asked, codes.tolist(), hashes.tolist(), strict=True):
@@ -52,7 +54,7 @@ def test_an_integer_beyond_64_bits_is_refused() -> None:
 
 
 @pytest.mark.parametrize("tensors", [{"ids": np.array([2, 1])}, {"ids": np.array([1, 1])}])
-def test_unsorted_integers_are_refused(tensors: dict) -> None:
+def test_unsorted_integers_are_refused(tensors: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not in rising order"):
         Vocabulary("int", tensors, seed=0)
 
@@ -103,7 +105,7 @@ def test_encoding_leaves_the_catalogue_as_it_was() -> None:
         ({"colour": [1]}, "feature 'colour': found a value of type int"),
     ],
 )
-def test_features_that_do_not_fit_are_refused(features: dict, message: str) -> None:
+def test_features_that_do_not_fit_are_refused(features: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         catalogue().encode([10], features)
 
