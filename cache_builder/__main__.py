@@ -25,13 +25,13 @@ import typer
 from cache_builder.build import BuildOptions, build
 from cache_builder.embedded import open_store, serve_folder
 from cache_builder.errors import BuilderError, InputError
-from cache_builder.progress import Reporter, stderr_reporter
 from cache_builder.status import read_status
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
 from model.behaviours import DataError, read_log
 from model.bundle import BundleError, load_bundle
 from model.cache_format import PRECISIONS, ManifestError, Precision, check_prefix
+from model.progress import Reporter, stderr_reporter
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 WATCH_EVERY_S = 1.0

@@ -16,7 +16,6 @@ from typing import Any
 from cache_builder.errors import InputError, LockHeldError, StoreError, VerifyError
 from cache_builder.ledger import Ledger
 from cache_builder.lock import LOCK_TTL_S, BuildLock
-from cache_builder.progress import Reporter
 from cache_builder.publish import flip, read_active, sweep, withdraw
 from cache_builder.records import make_records
 from cache_builder.store import Store
@@ -36,6 +35,7 @@ from model.cache_format import (
     manifest_key,
     new_generation,
 )
+from model.progress import Reporter
 from model.user_batches import count_users, iterate_users
 
 
@@ -140,7 +140,7 @@ class _Job:
         return manifest
 
     def _write_records(self, users: int, built_at_ms: int) -> Ledger:
-        self.reporter.start("write", users)
+        self.reporter.start("write", users, "users")
         writer = Writer(self.store, self.options.key_prefix, self.published)
         for batch in iterate_users(self.log, self.bundle, self.options.as_of, self.options.batch_users):
             self.lock.check()

@@ -11,7 +11,6 @@ import numpy as np
 
 from cache_builder.errors import VerifyError
 from cache_builder.ledger import Ledger, digest
-from cache_builder.progress import Reporter
 from cache_builder.publish import read_active, read_manifest
 from cache_builder.records import make_records
 from cache_builder.store import Store
@@ -28,6 +27,7 @@ from model.cache_format import (
     record_key,
 )
 from model.identifiers import Id
+from model.progress import Reporter
 from model.user_batches import count_users, iterate_users
 
 READ_USERS = 256  # per round trip; at 10 kB a record, 2.5 MB
@@ -43,7 +43,7 @@ def check_written(
 ) -> None:
     """Raise VerifyError, naming the user, unless the store holds exactly what the ledger says, and its manifest."""
     published = Published(manifest.model_id, manifest.generation)
-    reporter.start("verify", len(ledger))
+    reporter.start("verify", len(ledger), "users")
     for entries in ledger.chunks(READ_USERS):
         found = _read(store, prefix, published, [entry.user_id for entry in entries])
         for entry, data in zip(entries, found, strict=True):
@@ -91,7 +91,7 @@ def check_against_data(
     """
     _check_manifest(bundle, log, manifest)
     published = Published(manifest.model_id, manifest.generation)
-    reporter.start("verify", manifest.users)
+    reporter.start("verify", manifest.users, "users")
     for batch in iterate_users(log, bundle, manifest.as_of, batch_users):
         found = _read(store, prefix, published, batch.user_ids)
         for wanted, data in zip(make_records(bundle, batch, published, 0), found, strict=True):

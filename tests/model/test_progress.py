@@ -2,17 +2,17 @@
 
 import io
 
-from cache_builder.progress import BarReporter, LineReporter
+from model.progress import BarReporter, LineReporter
 
 
 def test_lines_say_where_each_phase_begins_and_ends() -> None:
     stream = io.StringIO()
     reporter = LineReporter(stream)
-    reporter.start("write", 3000)
+    reporter.start("write", 3000, "users")
     for _ in range(3):
         reporter.advance(1000)
     reporter.note("[a note]")
-    reporter.start("verify", 3000)
+    reporter.start("verify", 3000, "users")
     reporter.close()
     assert stream.getvalue().splitlines() == [
         "write: 0 of 3,000 users",
@@ -25,10 +25,10 @@ def test_lines_say_where_each_phase_begins_and_ends() -> None:
 def test_a_bar_shows_phases_and_notes() -> None:
     stream = io.StringIO()
     reporter = BarReporter(stream)
-    reporter.start("write", 30)
+    reporter.start("write", 30, "users")
     reporter.advance(30)
     reporter.note("[a note]")
-    reporter.start("verify", 30)
+    reporter.start("verify", 30, "users")
     reporter.advance(7)
     reporter.close()
     shown = stream.getvalue()
