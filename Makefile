@@ -22,7 +22,7 @@ LOADTEST_BUNDLES ?= .demo/bundles
 LOADTEST_USERS ?= 8
 LOADTEST_SECONDS ?= 30
 
-.PHONY: help setup demo serve test check format loadtest lock clean
+.PHONY: help setup demo serve test check bench format loadtest lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles,
 # A fresh environment, so that the lock holds what the extras need and nothing that was once tried out.
 # torch is named, for its newest release is not always the one that was measured. Its local version tag (+cpu, +cu130)
 # is dropped and so are the CUDA packages, which torch itself pins: each machine picks its own build of one release.
+bench: $(READY) ## measure the absorbed head beside what it replaces, about a minute
+	$(BIN)/python -m loadtest.bench
+
 lock: ## write requirements.lock anew from what pyproject.toml asks for
 	rm -rf $(LOCK_VENV)
 	$(PYTHON) -m venv $(LOCK_VENV)

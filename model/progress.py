@@ -47,7 +47,9 @@ class BarReporter:
         self._progress.console.print(text, markup=False)
 
     def close(self) -> None:
-        self._progress.stop()
+        if self._task is not None:  # rich ends a bar that never began, too, with an empty line where it cannot draw
+            self._progress.stop()
+            self._task = None
 
 
 class LineReporter:

@@ -24,6 +24,9 @@ from model.attention.din import SUM_SCALE
 from model.attention.scorer import PairScorer
 
 Form = Literal["absorbed", "paper"]
+# Floats of hidden layer at a time when one request is served on a CPU: 1 MB stays in cache. Over all candidates at once
+# B = 1,000 took 3.5 ms (r = 32) and 16 ms (r = 128) on one core, in chunks 1.3 ms and 4.7 ms.
+_CHUNK_FLOATS = 1 << 18
 # Logit of a position's own slot at the start: softmax then gives it e^8 / (e^8 + r - 1), over .98 up to r = 32.
 _BLOCK_LOGIT = 8.0
 
@@ -79,6 +82,14 @@ class LreaAttention(nn.Module):
 
     def absorbed(self, candidates_UKd: Tensor, slots: UserSlots) -> Tensor:
         """The served form (Eq. 9): the interest of each candidate [U, K, d] in its user's slots."""
+        one_request_on_cpu = len(candidates_UKd) == 1 and candidates_UKd.device.type == "cpu"
+        if torch.is_grad_enabled() or not one_request_on_cpu:
+            return self._absorbed(candidates_UKd, slots)
+        rank, head_width = slots.keys_URd.shape[1], self.scorer.out.numel()
+        chunks = torch.split(candidates_UKd, max(1, _CHUNK_FLOATS // (rank * head_width)), dim=1)
+        return torch.cat([self._absorbed(chunk, slots) for chunk in chunks], dim=1)
+
+    def _absorbed(self, candidates_UKd: Tensor, slots: UserSlots) -> Tensor:
         scores_UKR: Tensor = self.scorer(candidates_UKd, slots.keys_URd)
         return scores_UKR @ slots.values_URd
 

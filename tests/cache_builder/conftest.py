@@ -75,11 +75,11 @@ class Meddler:
     notes: list[str]
     phase: str = ""
 
-    def start(self, phase: str, total: int) -> None:
+    def start(self, phase: str, total: int, unit: str) -> None:
         self.phase = phase
         self.at_start.get(phase, _nothing)()
 
-    def advance(self, users: int) -> None:
+    def advance(self, count: int) -> None:
         self.at_advance.get(self.phase, _nothing)()
 
     def note(self, text: str) -> None:

@@ -148,6 +148,15 @@ def test_a_candidate_s_interest_does_not_depend_on_the_other_candidates() -> Non
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
 
 
+def test_a_request_longer_than_a_chunk_is_scored_as_in_one_piece() -> None:
+    attention = LreaAttention(WIDTH, 64, 64, 64, "absorbed")
+    slots, targets = UserSlots(torch.randn(1, 64, WIDTH), torch.randn(1, 64, WIDTH)), torch.randn(1, 200, WIDTH)
+    whole = attention.absorbed(targets, slots).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(attention.absorbed(targets, slots), whole, atol=1e-5, rtol=1e-5)
+        assert attention.absorbed(targets[:, :0], slots).shape == (1, 0, WIDTH)
+
+
 def test_compress_refuses_a_history_of_another_length() -> None:
     with pytest.raises(ValueError, match=r"13 rows: this model's L is 12"):
         lrea().compress(torch.zeros(1, LENGTH + 1, WIDTH))
