@@ -55,6 +55,9 @@ format: $(READY) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
+bench: $(READY) ## measure the absorbed head beside what it replaces, about a minute
+	$(BIN)/python -m loadtest.bench
+
 loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles, fail on any wrong answer
 	LREA_STORE_URL=$(LOADTEST_STORE) LREA_BUNDLES_DIR=$(LOADTEST_BUNDLES) $(BIN)/locust -f loadtest/locustfile.py \
 	    --headless --only-summary --exit-code-on-error 1 --host $(LOADTEST_HOST) \
@@ -63,9 +66,6 @@ loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles,
 # A fresh environment, so that the lock holds what the extras need and nothing that was once tried out.
 # torch is named, for its newest release is not always the one that was measured. Its local version tag (+cpu, +cu130)
 # is dropped and so are the CUDA packages, which torch itself pins: each machine picks its own build of one release.
-bench: $(READY) ## measure the absorbed head beside what it replaces, about a minute
-	$(BIN)/python -m loadtest.bench
-
 lock: ## write requirements.lock anew from what pyproject.toml asks for
 	rm -rf $(LOCK_VENV)
 	$(PYTHON) -m venv $(LOCK_VENV)

@@ -44,7 +44,7 @@ def fault_of(answer: object, question: Question, model_id: str) -> str | None:
             return f"{field}: wanted {value!r}, found {answer.get(field)!r}"
     scores = answer.get("scores")
     if question.top_k is None:
-        return _fault_of_scores(scores, len(question.candidates))
+        return fault_of_scores(scores, len(question.candidates))
     return _fault_of_top(scores, question.candidates, question.top_k)
 
 
@@ -53,7 +53,7 @@ def _fault_of_top(top: object, candidates: Sequence[Id], top_k: int) -> str | No
         return f"scores: wanted items and scores, found {top!r:.80}"
     items, size = top["items"], min(top_k, len(candidates))
     scores: Any = top.get("scores")
-    if fault := _fault_of_scores(scores, size):
+    if fault := fault_of_scores(scores, size):
         return fault
     if any(worse > better for better, worse in pairwise(scores)):
         return "scores: wanted the best first"
@@ -62,7 +62,8 @@ def _fault_of_top(top: object, candidates: Sequence[Id], top_k: int) -> str | No
     return None
 
 
-def _fault_of_scores(scores: object, size: int) -> str | None:
+def fault_of_scores(scores: object, size: int) -> str | None:
+    """What is wrong with `size` scores in the order of the candidates, or None."""
     if not isinstance(scores, list) or len(scores) != size:
         return f"scores: wanted {size} of them, found {scores!r:.80}"
     for index, score in enumerate(scores):

@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
+from loadtest.answers import fault_of_scores
 from loadtest.stages import StageTimes
 from model.identifiers import Id
 
@@ -37,8 +38,7 @@ class ScoringClient:
 
     def model(self) -> dict[str, Any]:
         """What is served: the answer of /v1/model."""
-        answer: dict[str, Any] = self._http.get("/v1/model").raise_for_status().json()
-        return answer
+        return _object(self._http.get("/v1/model").raise_for_status())
 
     def score(self, user_id: Id, candidates: Sequence[Id], context: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer for one user. Raises ServiceError for anything but a 200 with one probability per candidate."""
@@ -50,10 +50,22 @@ class ScoringClient:
         self.stages.add(response.headers.get("server-timing", ""), (time.perf_counter() - started) * 1e3)
         if response.status_code != httpx.codes.OK:
             raise ServiceError(f"found {response.status_code} {response.text:.500}, wanted 200: see the service's log")
-        answer: dict[str, Any] = response.json()
-        if answer["user_id"] != user_id or len(answer["scores"]) != len(body["candidates"]):
-            raise ServiceError(f"asked {len(candidates)} candidates of {user_id!r}, found {response.text:.200}")
+        answer = _object(response)
+        fault = fault_of_scores(answer.get("scores"), len(candidates))
+        if answer.get("user_id") != user_id or fault:
+            wrong = fault or "another user"
+            raise ServiceError(f"asked {len(candidates)} candidates of {user_id!r}, found {response.text:.200}: {wrong}")
         return answer
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError as error:
+        raise ServiceError(f"found {response.text:.200!r}, wanted JSON: is this the scoring service?") from error
+    if not isinstance(answer, dict):
+        raise ServiceError(f"found {response.text:.200!r}, wanted an object: is this the scoring service?")
+    return answer
 
 
 def logits_of(probabilities: Sequence[float]) -> npt.NDArray[np.float64]:

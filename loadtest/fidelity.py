@@ -71,6 +71,8 @@ def compare(
             compared += 1
         if compared == users:
             break
+    if compared == 0:  # or nothing would differ from nothing
+        raise ServiceError("found no user with a behaviour as of T: give the data and the T of the cache")
     return {
         "users": compared,
         "candidates": candidates,

@@ -26,7 +26,7 @@ _COLUMNS = ("request_id", "user_id", "timestamp", "candidates", "labels", "logit
 
 def replay(samples: Path, url: str) -> dict[str, Any]:
     """Send every request of `samples` and compare. Raises ServiceError for an answer that breaks the contract."""
-    rows = pq.read_table(samples).to_pylist()
+    rows, model_id = _read(samples)
     reporter, states, scored = stderr_reporter(), Counter[str](), []
     reporter.start("replaying", len(rows), "requests")
     try:
@@ -34,6 +34,9 @@ def replay(samples: Path, url: str) -> dict[str, Any]:
             for row in rows:
                 context = {name: value for name, value in row.items() if name not in _COLUMNS}
                 answer = client.score(row["user_id"], row["candidates"], context)
+                if answer["model_id"] != model_id:
+                    found = answer["model_id"]
+                    raise ServiceError(f"the service serves {found}, {samples} was judged by {model_id}: serve that")
                 if answer["degraded"]:
                     raise ServiceError(f"user {row['user_id']!r}: degraded {answer['degraded']}: is the store up?")
                 states[answer["user_state"]] += 1
@@ -43,6 +46,15 @@ def replay(samples: Path, url: str) -> dict[str, Any]:
     finally:
         reporter.close()
     return {**_compare(rows, np.concatenate(scored)), "user_states": dict(states), "latency_ms": stages}
+
+
+def _read(samples: Path) -> tuple[list[dict[str, Any]], str]:
+    """The requests, and the model that judged them. Raises ValueError for a file of another origin."""
+    table = pq.read_table(samples)
+    model_id = (table.schema.metadata or {}).get(b"model_id")
+    if model_id is None or not set(_COLUMNS) <= set(table.column_names):
+        raise ValueError(f"{samples} is not what `python -m model evaluate --protocol as-of --out` writes: write it so")
+    return table.to_pylist(), model_id.decode()
 
 
 def _compare(rows: list[dict[str, Any]], over_http: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
@@ -67,7 +79,7 @@ def main(
     """Replay an evaluation over HTTP."""
     try:
         print(orjson.dumps(replay(samples, url)).decode())
-    except (ServiceError, httpx.HTTPError, OSError) as error:
+    except (ValueError, httpx.HTTPError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
 

@@ -113,9 +113,12 @@ def _with_options(recipe: Recipe, variant: Variant, seed: int | None) -> Recipe:
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device {name!r} is unknown: wanted auto, cpu or cuda")
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ValueError("device is cuda, but torch finds no GPU here: wanted auto or cpu")
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
@@ -127,7 +130,7 @@ def _one_message() -> Iterator[None]:
     """A mistake in what was asked ends in one message; anything else keeps its traceback."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
 

@@ -82,7 +82,8 @@ class Judgement:
                 "logits": lists(pa.array(self.logits)),
             }
         )
-        pq.write_table(table, path, compression="zstd")
+        # A replay refuses a service of another model by this.
+        pq.write_table(table.replace_schema_metadata({"model_id": bundle.model_id}), path, compression="zstd")
 
 
 def evaluate(bundle: Bundle, log: InteractionLog, protocol: Protocol, config: EvaluationConfig) -> Judgement:

@@ -61,9 +61,12 @@ def read_recipe(path: Path | None) -> Recipe:
         return Recipe()
     try:
         content = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path} is not a readable TOML file: {error}") from error
     _check_names(path, "", content, ["model", "training"])
+    for name, table in content.items():
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: {name} is {table!r}: wanted a table, [{name}]")
     model, training = content.get("model", {}), content.get("training", {})
     _check_names(path, "model.", model, [one.name for one in dataclasses.fields(RankerConfig)])
     _check_names(path, "training.", training, [one.name for one in dataclasses.fields(TrainingConfig)])

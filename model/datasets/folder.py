@@ -18,11 +18,15 @@ def write_folder(out: Path, interactions: pa.Table, **sides: pa.Table) -> dict[s
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, table in {"interactions": interactions, **sides}.items():
-        pq.write_table(table, partial / f"{name}.parquet", compression="zstd")
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    try:
+        for name, table in {"interactions": interactions, **sides}.items():
+            pq.write_table(table, partial / f"{name}.parquet", compression="zstd")
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     span = pc.min_max(interactions["timestamp"]).as_py()
     return {
         "rows": interactions.num_rows,

@@ -1,0 +1,53 @@
+"""The documentation of the commands and recipes is held to the code: every option is named where its user looks."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from cache_builder.__main__ import app as builder_app
+from model.__main__ import app as model_app
+from model.config import RankerConfig
+from model.recipe import VARIANTS, TrainingConfig
+
+DOCS = Path(__file__).parents[1] / "docs"
+APPS = {"data.md": model_app, "cache.md": builder_app}
+
+
+def commands() -> Iterator[tuple[str, str, click.Command]]:
+    for page, app in APPS.items():
+        group = typer.main.get_command(app)
+        for name, command in group.commands.items():  # type: ignore[attr-defined]
+            yield page, name, command
+
+
+@pytest.mark.parametrize(("page", "name", "command"), [pytest.param(*one, id=one[1]) for one in commands()])
+def test_every_command_and_option_is_documented(page: str, name: str, command: click.Command) -> None:
+    text = (DOCS / page).read_text()
+    assert f"`{name}`" in text
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            missing = [option for option in parameter.opts if f"`{option}`" not in text]
+            assert missing == []
+            variables = parameter.envvar if isinstance(parameter.envvar, list) else [parameter.envvar]
+            assert all(variable is None or f"`{variable}`" in text for variable in variables)
+
+
+@pytest.mark.parametrize("table", [RankerConfig, TrainingConfig])
+def test_every_recipe_option_is_documented_with_its_default(table: type) -> None:
+    rows = dict(re.findall(r"^\| `(\w+)`[^|]* \| ([^|]+) \|", (DOCS / "data.md").read_text(), flags=re.MULTILINE))
+    text = (DOCS / "data.md").read_text()
+    for field in dataclasses.fields(table):
+        assert f"`{field.name}`" in text
+        if isinstance(field.default, bool | int | float | str) and field.name in rows and "_kind" not in field.name:
+            shown = f'"{field.default}"' if isinstance(field.default, str) else str(field.default)
+            assert rows[field.name].strip("`") == (shown.lower() if isinstance(field.default, bool) else shown)
+
+
+def test_every_variant_is_documented() -> None:
+    text = (DOCS / "data.md").read_text()
+    assert [name for name in VARIANTS if f"`{name}`" not in text] == []
