@@ -57,6 +57,8 @@ def train_command(
 ) -> None:
     """Train a ranker and write its bundle."""
     with _one_message():
+        if out.exists() and not out.is_dir():  # now, not after an hour of training
+            raise ValueError(f"{out} is not a folder: name another for the bundles")
         recipe = _with_options(read_recipe(config), variant, seed)
         log = read_log(data)
         cut = int(log.timestamp.max()) + 1 if as_of is None else as_of

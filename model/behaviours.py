@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from model.identifiers import Id, IdKind
+from model.identifiers import INT64_MAX, Id, IdKind
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -130,6 +130,7 @@ def _check_columns(path: Path, table: pa.Table) -> None:
     if not pa.types.is_integer(table["timestamp"].type):
         found = table["timestamp"].type
         raise DataError(f"{path}: timestamp is {found}, wanted an integer: cast it, to Unix seconds for example")
+    _fits_int64(path, table, "timestamp")
     if "session_id" in table.column_names:
         _id_type(path, table, "session_id")
         if table["session_id"].null_count:
@@ -142,6 +143,12 @@ def _id_type(path: Path, table: pa.Table, column: str) -> None:
     found = table[column].type
     if not (pa.types.is_integer(found) or pa.types.is_string(found) or pa.types.is_large_string(found)):
         raise DataError(f"{path}: {column} is {found}, wanted integers or strings: cast it")
+    _fits_int64(path, table, column)
+
+
+def _fits_int64(path: Path, table: pa.Table, column: str) -> None:
+    if pa.types.is_uint64(table[column].type) and pc.max(table[column]).as_py() > INT64_MAX:
+        raise DataError(f"{path}: {column} does not fit in a signed 64-bit integer: store an id as a string")
 
 
 def _kind(found: pa.DataType) -> IdKind:
@@ -172,12 +179,12 @@ def _labels(path: Path, table: pa.Table) -> npt.NDArray[np.int8]:
     column = table["label"]
     if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
         raise DataError(f"{path}: label is {column.type}, wanted integers 1 and 0, or null: cast it")
-    label = column.cast(pa.int64()).fill_null(NO_LABEL).to_numpy()
-    wrong = label[~np.isin(label, (1, 0, NO_LABEL))]
+    given = column.drop_null().cast(pa.int64()).to_numpy()
+    wrong = given[~np.isin(given, (1, 0))]
     if len(wrong):
         raise DataError(f"{path}: label {wrong[0]} in {len(wrong)} rows, wanted 1 (clicked), 0 (not clicked) or null")
-    narrow: npt.NDArray[np.int8] = label.astype(np.int8)
-    return narrow
+    label: npt.NDArray[np.int8] = column.cast(pa.int8()).fill_null(NO_LABEL).to_numpy()
+    return label
 
 
 def _in_history(table: pa.Table, order: Int64s, label: npt.NDArray[np.int8]) -> Bools:
@@ -207,6 +214,8 @@ def _side_table(path: Path, key: str, kind: IdKind) -> pa.Table | None:
     table = _read_table(path)
     if key not in table.column_names:
         raise DataError(f"{path} has no column {key!r}, found {table.column_names}: add it")
+    if table[key].null_count:
+        raise DataError(f"{path}: {table[key].null_count} rows of {key!r} are null: drop them")
     _id_type(path, table, key)
     if _kind(table[key].type) != kind:
         raise DataError(f"{path}: {key} is {table[key].type}, but interactions.parquet has {kind}s: use one type")

@@ -23,15 +23,17 @@ def fit_columns(
     Raises DataError or ValueError for a column that is not there or not categorical.
     """
     items, users = log.items_table(), log.users_table()
-    named = {
-        "item_features": tuple(options.get("item_features", _categorical(items, "item_id"))),
-        "user_features": tuple(options.get("user_features", _categorical(users, "user_id"))),
-        "context_features": tuple(options.get("context_features", ())),
+    defaults = {
+        "item_features": _categorical(items, "item_id"),
+        "user_features": _categorical(users, "user_id"),
+        "context_features": (),
     }
+    named = {columns: options.get(columns, default) for columns, default in defaults.items()}
     config = read_config({**options, **named, "user_kind": log.user_kind, "item_kind": log.item_kind})
     catalogue = _catalogue(log, as_of, items, config)
     user_spec = _spec(log, "user", users, config.user_features, config.hash_seed)
-    past = log.context.filter(pa.array(log.timestamp < as_of)) if config.context_features else None
+    # Arrow cannot filter a table without columns; then every name that is asked for is missing.
+    past = log.context.filter(pa.array(log.timestamp < as_of)) if log.context.column_names else log.context
     return config, catalogue, user_spec, _spec(log, "context", past, config.context_features, config.hash_seed)
 
 

@@ -51,6 +51,12 @@ class RankerConfig:
             raise ValueError(
                 f"rank {self.rank} for {self.long_length} rows of history: wanted at most {self.long_length}"
             )
+        if any(width < 1 for width in self.mlp):
+            raise ValueError(f"mlp is {self.mlp}: wanted widths of at least 1")
+        for columns in ("item_features", "user_features", "context_features"):
+            names = getattr(self, columns)
+            if len(set(names)) < len(names):
+                raise ValueError(f"{columns} is {names}: wanted each name once")
         check_cells(self.sketch_cells)
 
     @property

@@ -40,9 +40,14 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs", "batch_requests", "targets_per_request", "negatives_per_positive"):
+        for name in (
+            "learning_rate", "epochs", "batch_requests", "targets_per_request", "negatives_per_positive",
+            "max_positives", "validations_per_epoch",
+        ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}: wanted more than 0")
+        if self.seed < 0:
+            raise ValueError(f"training.seed is {self.seed}: wanted 0 or more")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"training.validation_fraction is {self.validation_fraction}: wanted between 0 and 1")
 

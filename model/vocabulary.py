@@ -31,7 +31,10 @@ class Vocabulary:
     def of(cls, kind: IdKind, values: Sequence[Id], seed: int) -> "Vocabulary":
         """The vocabulary of the distinct `values`, in any order."""
         if kind == "int":
-            return cls(kind, {"ids": np.unique(np.asarray(values, dtype=np.int64))}, seed)
+            try:
+                return cls(kind, {"ids": np.unique(np.asarray(values, dtype=np.int64))}, seed)
+            except OverflowError as error:
+                raise ValueError("a value does not fit in a signed 64-bit integer: store it as a string") from error
         texts = sorted({canonical_bytes(value) for value in values})
         offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         return cls(kind, {"blob": np.frombuffer(b"".join(texts), dtype=np.uint8), "offsets": offsets}, seed)

@@ -2,7 +2,7 @@
 
     LREA_STORE_URL=redis://cache:6379/0 LREA_BUNDLES_DIR=/bundles python -m service
 
-Exits 1 with one message when there is nothing that it could serve.
+Exits 0 after SIGTERM or SIGINT, and 1 with one message when there is nothing that it could serve.
 """
 
 import asyncio
@@ -60,6 +60,9 @@ def main() -> int:
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         if settings.torch_threads:
             torch.set_num_threads(settings.torch_threads)
+        # Uvicorn stops on SIGTERM and then raises it again for whoever handled it before: without this handler the
+        # process would be killed there, before the parts are closed and with a status that is not 0.
+        signal.signal(signal.SIGTERM, lambda *_: None)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
     except StartupError as error:
