@@ -42,7 +42,6 @@ class InteractionLog:
     item: Int32s  # [N], index into item_ids
     timestamp: Int64s  # [N]
     label: npt.NDArray[np.int8]  # [N], 1, 0 or NO_LABEL
-    has_labels: bool
     in_history: Bools  # [N]
     session_start: Int64s  # [N], first timestamp of the row's session
     session_end: Int64s  # [N], last timestamp of it
@@ -62,9 +61,9 @@ class InteractionLog:
         return len(self.user)
 
     @cached_property
-    def row_offsets(self) -> Int64s:
-        """int64 [U + 1]: rows of user u are row_offsets[u] to row_offsets[u + 1]."""
-        return np.searchsorted(self.user, np.arange(len(self.user_ids) + 1))
+    def draws_negatives(self) -> bool:
+        """Whether negatives are sampled: no row says of anything that it was shown and not clicked."""
+        return not bool(np.any(self.label == 0))
 
     def items_table(self) -> pa.Table | None:
         """items.parquet, or None where there is none."""
@@ -99,7 +98,6 @@ def read_log(folder: Path) -> InteractionLog:
         item=item[order].astype(np.int32),
         timestamp=timestamp,
         label=label,
-        has_labels="label" in table.column_names,
         in_history=_in_history(table, order, label),
         session_start=start,
         session_end=end,
@@ -108,15 +106,27 @@ def read_log(folder: Path) -> InteractionLog:
 
 
 def _read_table(path: Path) -> pa.Table:
-    if not path.exists():
-        raise DataError(f"{path} does not exist: a data folder needs interactions.parquet")
+    if not path.is_file():
+        raise DataError(f"{path} is not a file: a data folder needs interactions.parquet")
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file ({error}): write it again") from error
     if table.num_rows == 0:
         raise DataError(f"{path} has no rows: wanted at least one")
-    return table
+    return pa.table({name: _plain(path, name, table[name]) for name in table.column_names})
+
+
+def _plain(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as its values: dictionaries (pandas' categoricals) decoded, integers within int64."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_uint64(column.type):
+        largest = pc.max(column).as_py() or 0
+        if largest > INT64_MAX:
+            raise DataError(f"{path}: {name} holds {largest}, wanted signed 64-bit integers: store it as a string")
+        column = column.cast(pa.int64())
+    return column
 
 
 def _check_columns(path: Path, table: pa.Table) -> None:
@@ -130,7 +140,6 @@ def _check_columns(path: Path, table: pa.Table) -> None:
     if not pa.types.is_integer(table["timestamp"].type):
         found = table["timestamp"].type
         raise DataError(f"{path}: timestamp is {found}, wanted an integer: cast it, to Unix seconds for example")
-    _fits_int64(path, table, "timestamp")
     if "session_id" in table.column_names:
         _id_type(path, table, "session_id")
         if table["session_id"].null_count:
@@ -143,12 +152,6 @@ def _id_type(path: Path, table: pa.Table, column: str) -> None:
     found = table[column].type
     if not (pa.types.is_integer(found) or pa.types.is_string(found) or pa.types.is_large_string(found)):
         raise DataError(f"{path}: {column} is {found}, wanted integers or strings: cast it")
-    _fits_int64(path, table, column)
-
-
-def _fits_int64(path: Path, table: pa.Table, column: str) -> None:
-    if pa.types.is_uint64(table[column].type) and pc.max(table[column]).as_py() > INT64_MAX:
-        raise DataError(f"{path}: {column} does not fit in a signed 64-bit integer: store an id as a string")
 
 
 def _kind(found: pa.DataType) -> IdKind:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.cache_format import RecordShape, UserRecord
 from model.catalogue import Catalogue, FeatureSpec, Items
-from model.config import ConfigError, RankerConfig, read_config
+from model.config import RankerConfig, read_config
 from model.identifiers import Id, IdKind
 from model.ranker import Ranker, UserState, VocabularySizes
 from model.vocabulary import Vocabulary
@@ -155,6 +155,7 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
             f"{folder}: config.json says model {stated}, its tensors are {found}: export the bundle again"
         )
     try:
+        _check_weights(weights)
         catalogue, users, context = _read_vocabularies(config, vocabulary)
         ranker = Ranker(config, sizes_of(catalogue, users, context), serving=True)
         ranker.load_state_dict(weights)
@@ -179,20 +180,22 @@ def _identity(config: RankerConfig, *groups: Mapping[str, Tensor]) -> str:
     for group in groups:
         for name, tensor in sorted(group.items()):
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            digest.update(tensor.numpy().tobytes())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
 def _read_config(path: Path) -> tuple[RankerConfig, dict[str, Any], str]:
-    if not path.exists():
+    if not path.is_file():
         raise BundleError(f"{path.parent} is not a bundle: it has no {CONFIG}; train one with `python -m model train`")
     try:
         content = json.loads(path.read_text())
-        if content["format_version"] != FORMAT_VERSION:
-            found = content["format_version"]
+        found = content["format_version"]
+        if found != FORMAT_VERSION:
             raise BundleError(f"{path}: bundle format {found}, this code reads {FORMAT_VERSION}: export it again")
         return read_config(content["model"]), content["metadata"], content["model_id"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ConfigError) as error:
+    except BundleError:
+        raise
+    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} is not a bundle's config ({error!r}): export the bundle again") from error
 
 
@@ -203,6 +206,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise BundleError(
             f"{path} cannot be read ({error}): it is missing or cut short, export the bundle again"
         ) from error
+
+
+def _check_weights(weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+            raise ValueError(f"weight {name} is {tensor.dtype} or holds values that are not finite, wanted float32")
 
 
 def _vocabulary_tensors(catalogue: Catalogue, users: FeatureSpec, context: FeatureSpec) -> dict[str, Tensor]:

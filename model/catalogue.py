@@ -38,11 +38,6 @@ class Items(NamedTuple):
         return Items(*(tensor.unsqueeze(0) for tensor in self))
 
     @staticmethod
-    def stack(parts: Sequence["Items"]) -> "Items":
-        """Join along a new first axis."""
-        return Items(*(torch.stack(tensors) for tensors in zip(*parts, strict=True)))
-
-    @staticmethod
     def cat(parts: Sequence["Items"]) -> "Items":
         """Join along the first axis."""
         return Items(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
@@ -58,6 +53,12 @@ class Catalogue:
                 f"feature codes of shape {codes_of_row.shape} for {items.size} rows and {len(features)} features: "
                 "the catalogue and the vocabulary are of different exports"
             )
+        if codes_of_row.dtype != np.int64:
+            raise ValueError(f"feature codes are {codes_of_row.dtype}, wanted int64: export the bundle again")
+        for index, (name, vocabulary) in enumerate(features.items()):
+            column = codes_of_row[:, index]
+            if column.min() < 0 or column.max() >= vocabulary.size:
+                raise ValueError(f"codes of feature {name!r} leave its vocabulary: export the bundle again")
         self.items = items
         self.features = dict(features)
         self.codes_of_row = codes_of_row

@@ -32,8 +32,9 @@ def fit_columns(
     config = read_config({**options, **named, "user_kind": log.user_kind, "item_kind": log.item_kind})
     catalogue = _catalogue(log, as_of, items, config)
     user_spec = _spec(log, "user", users, config.user_features, config.hash_seed)
-    # Arrow cannot filter a table without columns; then every name that is asked for is missing.
-    past = log.context.filter(pa.array(log.timestamp < as_of)) if log.context.column_names else log.context
+    past = log.context
+    if config.context_features and past.column_names:  # Arrow cannot filter a table without columns
+        past = past.filter(pa.array(log.timestamp < as_of))
     return config, catalogue, user_spec, _spec(log, "context", past, config.context_features, config.hash_seed)
 
 

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from model.attention.lrea import Form
 from model.identifiers import IdKind
-from model.match_sketch import check_cells, sketch_width
+from model.match_sketch import check_cells
 
 LongAttention = Literal["lrea", "none"]
 
@@ -65,11 +65,6 @@ class RankerConfig:
         return (self.item_cells, *(self.feature_cells for _ in self.item_features)) if self.match else ()
 
     @property
-    def sketch_width(self) -> int:
-        """M: bytes of one user's sketch."""
-        return sketch_width(self.sketch_cells)
-
-    @property
     def slots(self) -> int:
         """r where the model has a pair per user, else 0."""
         return self.rank if self.long_attention == "lrea" else 0
@@ -85,5 +80,7 @@ def read_config(values: Mapping[str, Any]) -> RankerConfig:
         return TypeAdapter(RankerConfig).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":  # our own words, from __post_init__
+            raise ConfigError(str(first["ctx"]["error"])) from error
         where = ".".join(str(part) for part in first["loc"]) or "the model's options"
         raise ConfigError(f"{where}: {first['msg']}, found {first['input']!r}") from error

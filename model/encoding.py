@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from model.behaviours import DataError, InteractionLog, id_list
 from model.catalogue import Catalogue, FeatureSpec, Items
-from model.vocabulary import Vocabulary
+from model.vocabulary import MISSING, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ def _user_codes(log: InteractionLog, spec: FeatureSpec) -> Tensor:
     keys = table["user_id"].cast(log.user_ids.type)
     row_of_user = pc.index_in(log.user_ids, value_set=keys)
     _require(log, "users.parquet", table, spec.vocabularies)
-    columns = [_codes(table[name].take(row_of_user), vocabulary) for name, vocabulary in spec.vocabularies.items()]
+    columns = [
+        _codes(log.folder / "users.parquet", name, table[name].take(row_of_user), vocabulary)
+        for name, vocabulary in spec.vocabularies.items()
+    ]
     return torch.stack(columns, dim=-1)
 
 
@@ -57,7 +61,10 @@ def _context_codes(log: InteractionLog, spec: FeatureSpec) -> Tensor:
     if not spec.columns:
         return torch.zeros(len(log), 0, dtype=torch.int64)
     _require(log, "interactions.parquet", log.context, spec.vocabularies)
-    columns = [_codes(log.context[name], vocabulary) for name, vocabulary in spec.vocabularies.items()]
+    columns = [
+        _codes(log.folder / "interactions.parquet", name, log.context[name], vocabulary)
+        for name, vocabulary in spec.vocabularies.items()
+    ]
     return torch.stack(columns, dim=-1)
 
 
@@ -69,9 +76,13 @@ def _require(log: InteractionLog, file: str, table: pa.Table, wanted: Mapping[st
         )
 
 
-def _codes(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Tensor:
+def _codes(path: Path, name: str, column: pa.ChunkedArray, vocabulary: Vocabulary) -> Tensor:
     """Codes of a column, int64 [n], each distinct value looked up once."""
     encoded = column.combine_chunks().dictionary_encode()
-    code_of_value = np.append(vocabulary.encode(id_list(encoded.dictionary))[0], 0)
+    try:
+        known_codes = vocabulary.encode(id_list(encoded.dictionary))[0]
+    except ValueError as error:
+        raise DataError(f"{path}: column {name!r}: {error}") from error
+    code_of_value = np.append(known_codes, MISSING)
     index = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy()
     return torch.from_numpy(code_of_value[index])

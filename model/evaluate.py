@@ -25,8 +25,9 @@ from model.catalogue import Items
 from model.encoding import encode_log
 from model.histories import Histories
 from model.metrics import auc, gauc
-from model.ranker import ScoringInput, TrainingBatch, UserState
+from model.ranker import TrainingBatch
 from model.samples import Requests, add_negatives, collect_requests, only_known_items, popularity_pool
+from model.served import served_logits
 from model.vocabulary import MISSING
 
 Protocol = Literal["fresh", "as-of"]
@@ -46,6 +47,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.until is not None and self.until <= self.as_of:
             raise ValueError(f"until is {self.until}: wanted a time after T = {self.as_of}")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: wanted 0 or more")
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,10 @@ def evaluate(bundle: Bundle, log: InteractionLog, protocol: Protocol, config: Ev
     owners = requests.user
     if config.shuffle_pairs:
         owners = (owners + 1) % len(log.user_ids)
-    logits = [_score(bundle, *batches) for batches in _chunks(source, requests, owners, protocol)]
+    logits = [
+        served_logits(bundle.ranker, batch, pairs_from).cpu().numpy()
+        for batch, pairs_from in _chunks(source, requests, owners, protocol)
+    ]
     return Judgement(requests, np.concatenate(logits), dropped)
 
 
@@ -118,7 +124,7 @@ def requests_after(log: InteractionLog, context_codes: Int64s, config: Evaluatio
             f"{log.folder}: every candidate after {config.as_of} is an item never seen before it: choose a later T"
         )
     dropped = len(everything.items) - len(known.items)
-    if not log.has_labels:
+    if log.draws_negatives:
         rng = np.random.default_rng(config.seed)
         known = add_negatives(known, popularity_pool(log, config.as_of), config.negatives_per_positive, rng)
     return known, dropped
@@ -145,23 +151,3 @@ def _cuts(histories: Histories, requests: Requests, protocol: Protocol) -> Int64
     if protocol == "as-of":
         return histories.ends[requests.user]
     return histories.cuts_before(requests.user, requests.before)
-
-
-@torch.no_grad()
-def _score(bundle: Bundle, batch: TrainingBatch, paired: Items) -> npt.NDArray[np.float32]:
-    """Logits of a batch: the pairs from the histories `paired` [U, L], everything else from the batch's own."""
-    ranker = bundle.ranker
-    keys, values = ranker.compress(paired)
-    sketches = ranker.sketch(batch.long)
-    inputs = []
-    for user, mask_K in enumerate(batch.mask_UK):
-        short, candidates = _row(batch.short, user), _row(batch.candidates, user)
-        state = UserState(keys[user], values[user], sketches[user])
-        side = batch.user_codes[user], batch.context_codes[user]
-        inputs.append(ScoringInput(state, short, *side, Items(*(tensor[mask_K] for tensor in candidates))))
-    logits: npt.NDArray[np.float32] = torch.cat(ranker.score_many(inputs)).cpu().numpy()
-    return logits
-
-
-def _row(items: Items, user: int) -> Items:
-    return Items(*(tensor[user] for tensor in items))

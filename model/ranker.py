@@ -138,13 +138,10 @@ class Ranker(nn.Module):
 
     # ---- candidates
 
-    def forward(self, batch: TrainingBatch, *, served_form: bool = False) -> Tensor:
-        """Logits float32 [n] of the n candidates that the mask keeps, in the form that is trained or that is served."""
+    def forward(self, batch: TrainingBatch) -> Tensor:
+        """Logits float32 [n] of the n candidates that the mask keeps, in the form that is trained."""
         target_UKd = self.embed(batch.candidates)
-        long_UKd = None
-        if self.long is not None:
-            form = self.long.served_form if served_form else self.long.training_form
-            long_UKd = form(target_UKd, self.embed(batch.long))
+        long_UKd = self.long.training_form(target_UKd, self.embed(batch.long)) if self.long is not None else None
         inputs_UKf = self._mlp_input(
             target_UKd, long_UKd, self.sketch(batch.long), batch.short, batch.candidates,
             torch.cat([batch.user_codes, batch.context_codes], dim=-1),

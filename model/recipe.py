@@ -79,6 +79,8 @@ def read_recipe(path: Path | None) -> Recipe:
         return Recipe(model, TypeAdapter(TrainingConfig).validate_python(training))
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":  # our own words, from __post_init__
+            raise ValueError(f"{path}: {first['ctx']['error']}") from error
         name = ".".join(("training", *map(str, first["loc"])))
         raise ValueError(f"{path}: {name}: {first['msg']}, found {first['input']!r}") from error
 

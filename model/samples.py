@@ -1,8 +1,8 @@
 """Requests to learn from and to be judged by: a user, a moment, candidates and what became of them.
 
-Rows of one session and one context are one request. Where a log has labels, its candidates are the labelled rows; where
-it has none, every row is a click and negatives are drawn by popularity from the rows before T. An item that T has never
-seen cannot be drawn as a negative, so it is no candidate either: it would be told apart by being unknown.
+Rows of one session and one context are one request; its labelled rows are the candidates. Where no row is labelled 0,
+negatives are drawn by popularity from the rows before T. An item that T has never seen cannot be drawn as a negative,
+so it is no candidate either: it would be told apart by being unknown.
 """
 
 from dataclasses import dataclass, replace
@@ -99,11 +99,17 @@ def limit_candidates(requests: Requests, most: int, rng: np.random.Generator) ->
     return requests.keep_candidates(rank < most)
 
 
-def add_negatives(requests: Requests, pool: Int32s, per_positive: int, rng: np.random.Generator) -> Requests:
-    """Add `per_positive` draws from `pool` per candidate; one the request has already is drawn again, then dropped."""
+def add_negatives(
+    requests: Requests, pool: Int32s, per_positive: int, rng: np.random.Generator, positives: Requests | None = None
+) -> Requests:
+    """Add `per_positive` draws from `pool` per candidate; a draw that is a positive is drawn again, then dropped.
+
+    positives: the same requests with all that was clicked in them, where `requests` hold a choice of it.
+    """
+    clicked = requests if positives is None else positives
     owner = np.repeat(requests.request_of_candidate, per_positive)
-    base = int(max(pool.max(), requests.items.max())) + 1
-    taken = np.unique(requests.request_of_candidate * base + requests.items)
+    base = int(max(pool.max(), clicked.items.max())) + 1
+    taken = np.unique(clicked.request_of_candidate * base + clicked.items)
     drawn = pool[rng.integers(len(pool), size=len(owner))].astype(np.int64)
     for _ in range(_REDRAWS):
         clash = np.flatnonzero(np.isin(owner * base + drawn, taken))

@@ -1,13 +1,15 @@
 """Training: requests of a log -> a ranker, the best weights on held-out time, exported as a bundle.
 
-One process, one device. Rows at T or later are never read: vocabulary, popularity, samples and histories end at T.
+One process, one device. Rows at T or later are never read: vocabulary, popularity, samples and histories end at T. The
+newest requests before T are held out; popularity and known items, for training and for them, end where they begin, so
+that they are to training what the requests after T are to the finished model.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch.nn import functional
 
 from model.absorption import absorption_gap
 from model.batches import BatchSource
-from model.behaviours import DataError, InteractionLog
+from model.behaviours import DataError, Int32s, Int64s, InteractionLog
 from model.bundle import sizes_of, write_bundle
 from model.columns import fit_columns
 from model.encoding import encode_log
@@ -24,7 +26,14 @@ from model.histories import Histories
 from model.metrics import auc, gauc
 from model.ranker import Ranker, TrainingBatch
 from model.recipe import Recipe, TrainingConfig
-from model.samples import Requests, add_negatives, collect_requests, limit_candidates, popularity_pool
+from model.samples import (
+    Requests,
+    add_negatives,
+    collect_requests,
+    limit_candidates,
+    only_known_items,
+    popularity_pool,
+)
 
 # Called with (steps done, steps in all, loss of the step).
 Progress = Callable[[int, int, float], None]
@@ -34,8 +43,9 @@ Progress = Callable[[int, int, float], None]
 class Split:
     """What is learnt from and what the best weights are chosen on, both before T."""
 
-    training: Requests  # positives, or labelled rows
-    validation: Requests  # with its negatives
+    training: Requests  # what was clicked, and what was shown and not clicked where the log knows it
+    validation: Requests  # the later ones, with negatives
+    pool: Int32s | None  # items to draw negatives from; None where the log has them
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,8 @@ def train(
 ) -> Trained:
     """Train on rows before T and write the bundle to `out/{model_id}`.
 
-    Raises DataError if there is nothing to learn from, and AbsorptionError (nothing is written) if the served form is
-    not the trained one within the recipe's tolerance.
+    Raises DataError if there is nothing to learn from or to validate on, and AbsorptionError if the served form is not
+    the trained one within the recipe's tolerance; nothing is written then.
     """
     started, options = time.monotonic(), recipe.training
     torch.manual_seed(options.seed)
@@ -65,31 +75,37 @@ def train(
     source = BatchSource(encoded, Histories.live(log), config, device)
     split = split_by_time(log, encoded.context_codes.numpy(), as_of, options, rng)
     ranker = Ranker(config, sizes_of(catalogue, users, context)).to(device)
-    _zero_unseen_items(ranker, encoded.items.rows[1:][np.unique(log.item[log.timestamp < as_of])])
+    start = ranker.item_embedding.weight.detach().clone()
     best = _Best()
-    samples = _fit(ranker, source, split, popularity_pool(log, as_of), options, rng, best, progress)
+    samples = _fit(ranker, source, split, options, rng, best, progress)
     ranker.load_state_dict(best.weights)
-    served = ranker.folded()
-    held_out = list(source.batches(split.validation, options.batch_requests))
-    gap = absorption_gap(served, held_out)
+    _silence_untrained_items(ranker, start)
+    metrics = evaluate_ranker(ranker, source, split.validation, options.batch_requests)
+    served = ranker.folded().to(device)
+    gap = absorption_gap(ranker, served, source.batches(split.validation, options.batch_requests))
     gap.check(options.absorption_tolerance)
-    seconds = time.monotonic() - started
     facts = {
-        "as_of": as_of, "training": asdict(options), "metrics": best.metrics, "absorption_gap": asdict(gap),
-        "samples": samples, "data": log.source_fingerprint(), "torch": torch.__version__,
-    }  # fmt: skip
+        "as_of": as_of,
+        "training": asdict(options),
+        "metrics": metrics,
+        "absorption_gap": asdict(gap),
+        "samples": samples,
+        "data": log.source_fingerprint(),
+        "torch": torch.__version__,
+    }
     path = write_bundle(out, served.cpu(), catalogue, users, context, facts)
-    return Trained(path, path.name, best.metrics, samples, seconds)
+    return Trained(path, path.name, metrics, samples, time.monotonic() - started)
 
 
 def split_by_time(
-    log: InteractionLog, context_codes: Any, as_of: int, options: TrainingConfig, rng: np.random.Generator
+    log: InteractionLog, context_codes: Int64s, as_of: int, options: TrainingConfig, rng: np.random.Generator
 ) -> Split:
-    """The newest requests before T: the last of them for validation, the others for training."""
-    first = int(log.timestamp[0:].min())
-    requests = collect_requests(log, context_codes, first, as_of)
-    cap = options.targets_per_request * (1 + options.negatives_per_positive if log.has_labels else 1)
-    learnt_per_request = np.minimum(np.diff(requests.offsets), cap)
+    """The newest requests before T: the last of them for validation, the others for training.
+
+    Raises DataError if there are too few.
+    """
+    requests = collect_requests(log, context_codes, int(log.timestamp.min()), as_of)
+    learnt_per_request = np.minimum(np.diff(requests.offsets), _most_targets(options, log.draws_negatives))
     newest = np.cumsum(learnt_per_request[::-1])[::-1] <= options.max_positives
     requests = requests.only(np.flatnonzero(newest))
     held_out = max(1, int(len(requests) * options.validation_fraction))
@@ -97,9 +113,19 @@ def split_by_time(
         raise DataError(f"{log.folder}: {len(requests)} requests before {as_of}: too few to train and to validate on")
     training = requests.only(np.arange(len(requests) - held_out))
     validation = requests.only(np.arange(len(requests) - held_out, len(requests)))
-    if not log.has_labels:
-        validation = add_negatives(validation, popularity_pool(log, as_of), options.negatives_per_positive, rng)
-    return Split(training, validation)
+    begin = int(validation.before[0])
+    validation = only_known_items(validation, log, begin)
+    if not len(validation):
+        raise DataError(f"{log.folder}: no item has rows both before and after {begin}: too few to validate on")
+    if not log.draws_negatives:
+        return Split(training, validation, pool=None)
+    pool = popularity_pool(log, begin)
+    return Split(training, add_negatives(validation, pool, options.negatives_per_positive, rng), pool)
+
+
+def _most_targets(options: TrainingConfig, draws_negatives: bool) -> int:
+    """Rows taken of one request: positives only where negatives are drawn, else both."""
+    return options.targets_per_request * (1 if draws_negatives else 1 + options.negatives_per_positive)
 
 
 def evaluate_ranker(ranker: Ranker, source: BatchSource, requests: Requests, batch_requests: int) -> dict[str, float]:
@@ -117,13 +143,17 @@ class _Best:
     """The best weights so far, by AUC on held-out time."""
 
     def __init__(self) -> None:
-        self.metrics: dict[str, float] = {}
+        self.auc = -math.inf
         self.weights: dict[str, Tensor] = {}
 
     def offer(self, ranker: Ranker, metrics: dict[str, float]) -> None:
-        # NaN (a single class held out) never replaces anything, but the first offer is always kept.
-        if not self.metrics or metrics["auc"] > self.metrics["auc"]:
-            self.metrics = metrics
+        if math.isnan(metrics["auc"]):
+            raise DataError(
+                "the requests held out are all clicked or all not, so no AUC tells which weights are best: "
+                "raise training.validation_fraction, or bring more labels"
+            )
+        if metrics["auc"] > self.auc:
+            self.auc = metrics["auc"]
             self.weights = {name: tensor.detach().clone() for name, tensor in ranker.state_dict().items()}
 
 
@@ -131,7 +161,6 @@ def _fit(
     ranker: Ranker,
     source: BatchSource,
     split: Split,
-    pool: Any,
     options: TrainingConfig,
     rng: np.random.Generator,
     best: _Best,
@@ -145,7 +174,7 @@ def _fit(
     check_every = max(1, steps_per_epoch // options.validations_per_epoch)
     step = samples = 0
     for _ in range(options.epochs):
-        for batch in source.batches(_epoch(split.training, pool, options, rng), options.batch_requests):
+        for batch in source.batches(_epoch(split, options, rng), options.batch_requests):
             loss = _step(ranker, batch, optimizer, options.penalty_weight)
             decay.step()
             step, samples = step + 1, samples + int(batch.mask_UK.sum())
@@ -155,13 +184,11 @@ def _fit(
     return samples
 
 
-def _epoch(training: Requests, pool: Any, options: TrainingConfig, rng: np.random.Generator) -> Requests:
+def _epoch(split: Split, options: TrainingConfig, rng: np.random.Generator) -> Requests:
     """One epoch's requests in random order, with its choice of targets and its negatives."""
-    has_negatives = bool((training.labels == 0).any())
-    cap = options.targets_per_request * (1 + options.negatives_per_positive if has_negatives else 1)
-    chosen = limit_candidates(training, cap, rng)
-    if not has_negatives:
-        chosen = add_negatives(chosen, pool, options.negatives_per_positive, rng)
+    chosen = limit_candidates(split.training, _most_targets(options, split.pool is not None), rng)
+    if split.pool is not None:
+        chosen = add_negatives(chosen, split.pool, options.negatives_per_positive, rng, positives=split.training)
     return chosen.only(rng.permutation(len(chosen)))
 
 
@@ -185,8 +212,7 @@ def _optimizer(ranker: Ranker, options: TrainingConfig) -> torch.optim.Optimizer
 
 
 @torch.no_grad()
-def _zero_unseen_items(ranker: Ranker, seen_rows: Tensor) -> None:
-    """Items that are listed but have no row before T say nothing of themselves, only through their features."""
-    unseen = torch.ones(ranker.sizes.items, dtype=torch.bool)
-    unseen[seen_rows] = False
-    ranker.item_embedding.weight[unseen.to(ranker.item_embedding.weight.device)] = 0
+def _silence_untrained_items(ranker: Ranker, start: Tensor) -> None:
+    """Items that no step has moved from their random start say nothing of themselves, only through their features."""
+    untrained = (ranker.item_embedding.weight == start).all(dim=1)
+    ranker.item_embedding.weight[untrained] = 0

@@ -31,10 +31,7 @@ class Vocabulary:
     def of(cls, kind: IdKind, values: Sequence[Id], seed: int) -> "Vocabulary":
         """The vocabulary of the distinct `values`, in any order."""
         if kind == "int":
-            try:
-                return cls(kind, {"ids": np.unique(np.asarray(values, dtype=np.int64))}, seed)
-            except OverflowError as error:
-                raise ValueError("a value does not fit in a signed 64-bit integer: store it as a string") from error
+            return cls(kind, {"ids": np.unique(np.asarray(values, dtype=np.int64))}, seed)
         texts = sorted({canonical_bytes(value) for value in values})
         offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         return cls(kind, {"blob": np.frombuffer(b"".join(texts), dtype=np.uint8), "offsets": offsets}, seed)
@@ -122,11 +119,19 @@ class Vocabulary:
         return list(self.tensors["offsets"].tolist())
 
     def _check(self) -> None:
+        wanted = {"ids": np.int64} if self.kind == "int" else {"blob": np.uint8, "offsets": np.int64}
+        for name, dtype in wanted.items():
+            found = self.tensors[name]
+            if found.dtype != dtype or found.ndim != 1:
+                raise ValueError(
+                    f"a vocabulary's {name} are {found.dtype} of {found.ndim} axes: export the bundle again"
+                )
         if self.kind == "int":
             ids = self.tensors["ids"]
             if np.any(ids[1:] <= ids[:-1]):  # not by differences, which overflow
                 raise ValueError("a vocabulary's integers are not in rising order: export the bundle again")
             return
         offsets = self.tensors["offsets"]
-        if offsets[0] != 0 or np.any(np.diff(offsets) < 0) or offsets[-1] != len(self.tensors["blob"]):
+        spans = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == len(self.tensors["blob"])
+        if not spans or np.any(np.diff(offsets) < 0):
             raise ValueError("a vocabulary's offsets do not span its text: export the bundle again")

@@ -7,8 +7,10 @@ specification; tests/model/test_cache_format_golden.py pins it.
 from model.cache_format.errors import ManifestError, Reason, RecordError
 from model.cache_format.keys import (
     active_key,
+    check_model_id,
     check_prefix,
     generation_prefix,
+    is_model_id,
     lease_key,
     lock_key,
     manifest_key,
@@ -16,6 +18,7 @@ from model.cache_format.keys import (
     record_key,
     unpublished_key,
     user_from_key,
+    user_from_text,
 )
 from model.cache_format.manifest import ActivePointer, Manifest, Published
 from model.cache_format.pair import PRECISIONS, Precision
@@ -35,10 +38,12 @@ __all__ = [
     "RecordShape",
     "UserRecord",
     "active_key",
+    "check_model_id",
     "check_prefix",
     "decode",
     "encode",
     "generation_prefix",
+    "is_model_id",
     "lease_key",
     "lock_key",
     "manifest_key",
@@ -46,4 +51,5 @@ __all__ = [
     "record_key",
     "unpublished_key",
     "user_from_key",
+    "user_from_text",
 ]

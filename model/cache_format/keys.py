@@ -24,7 +24,8 @@ _PREFIX = re.compile(r"[^\s{}\x00-\x1f\x7f]+")
 _MODEL_ID = re.compile(r"[0-9a-f]{12}")
 _GENERATION = re.compile(r"[0-9A-Za-z-]{1,24}")
 _READER = re.compile(r"[0-9A-Za-z_.-]{1,128}")
-_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+# One spelling per integer: int() would also take "+1", " 1", "1_0" and other scripts' digits. 19 digits are an int64's.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 def record_key(prefix: str, model_id: str, generation: str, user_id: Id) -> str:
@@ -45,8 +46,7 @@ def user_from_key(key: str, prefix: str, model_id: str, generation: str, kind: I
     head = generation_prefix(prefix, model_id, generation) + "u:"
     encoded = key.removeprefix(head)
     try:
-        text = unquote(encoded, errors="strict")
-        user_id = _id_of(text, kind)
+        user_id = user_from_text(unquote(encoded, errors="strict"), kind)
         if key.startswith(head) and record_key(prefix, model_id, generation, user_id) == key:
             return user_id
     except ValueError:
@@ -54,10 +54,23 @@ def user_from_key(key: str, prefix: str, model_id: str, generation: str, kind: I
     raise ValueError(f"{key!r} is not the key of a record of {head}… with {kind} user ids: list that generation's keys")
 
 
+def user_from_text(text: str, kind: IdKind) -> Id:
+    """The user id that `text` spells, of the bundle's kind. Raises ValueError for what is not the one spelling of it.
+
+    Of strings every text is one; whether it may be in a key, `record_key` says.
+    """
+    if kind == "string":
+        return text
+    _check("user id", _INTEGER, text, "an integer, in decimal digits")
+    user_id = int(text)
+    canonical_bytes(user_id)  # refuses integers beyond 64 bits
+    return user_id
+
+
 def generation_prefix(prefix: str, model_id: str, generation: str) -> str:
     """What every key of one generation begins with, and no other key does."""
     check_prefix(prefix)
-    _check("model id", _MODEL_ID, model_id, "12 lowercase hex digits")
+    check_model_id(model_id)
     _check("generation", _GENERATION, generation, "1 to 24 of [0-9A-Za-z-]")
     return f"{prefix}:{model_id}:{generation}:"
 
@@ -94,22 +107,29 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+def is_model_id(text: str) -> bool:
+    """Whether `text` has the form of a model id."""
+    return _MODEL_ID.fullmatch(text) is not None
+
+
+def check_model_id(text: str) -> str:
+    """`text` itself. Raises ValueError unless it has the form of a model id."""
+    _check("model id", _MODEL_ID, text, "12 lowercase hex digits")
+    return text
+
+
 def new_generation(now: datetime) -> str:
-    """A name that sorts by time and never repeats: UTC to the second and 24 random bits, `20261123T165357-3fa29c`."""
+    """UTC to the second and 24 random bits, `20261123T165357-3fa29c`: names of different seconds sort by time.
+
+    Two of one second sort at random and are the same once in 16 million: the lock lets one build run at a time, and a
+    failed flip cannot be taken for another's.
+    """
     return f"{now.astimezone(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
 def _percent_encoded(text: str) -> str:
     # quote() keeps "." and "~" whatever it is told; we keep [A-Za-z0-9_-] and nothing else.
     return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
-
-
-def _id_of(text: str, kind: IdKind) -> Id:
-    if kind == "string":
-        return text
-    if not _INTEGER.fullmatch(text):
-        raise ValueError(f"{text!r} is not an integer")
-    return int(text)
 
 
 def _check(what: str, grammar: re.Pattern[str], value: str, wanted: str) -> None:

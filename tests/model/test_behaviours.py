@@ -50,6 +50,8 @@ def test_ids_may_be_integers_or_strings(tmp_path: Path, kind: pa.DataType) -> No
         ({"label": ["y", "n", "y", "n"]}, "label is string"),
         ({"in_history": [1, 0, 1, 1]}, "in_history is int64, wanted a bool"),
         ({"session_id": [1, None, 2, 3]}, "1 rows of 'session_id' are null"),
+        ({"item_id": pa.array([1, 2, 3, 2**63], pa.uint64())}, "item_id holds 9223372036854775808"),
+        ({"label": pa.array([1, 0, 1, 2**63], pa.uint64())}, "label holds 9223372036854775808"),
     ],
 )
 def test_a_wrong_column_is_named_with_what_was_found(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -58,8 +60,20 @@ def test_a_wrong_column_is_named_with_what_was_found(tmp_path: Path, change: dic
         read_log(write(tmp_path, columns))
 
 
+def test_categoricals_are_read_as_their_values(tmp_path: Path) -> None:
+    """What pandas writes for a categorical column is a dictionary in Arrow."""
+    items = {"item_id": [7, 8], "colour": pa.array(["red", None]).dictionary_encode()}
+    folder = write(write(tmp_path, {**COLUMNS, "user_id": pa.array([2, 1, 2, 1]).dictionary_encode()}), items, "items")
+    log = read_log(folder)
+    table = log.items_table()
+    assert log.user_ids.to_pylist() == [1, 2]
+    assert table is not None
+    assert table["colour"].to_pylist() == ["red", None]
+    assert table["colour"].type == pa.string()
+
+
 def test_a_missing_empty_or_broken_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"interactions\.parquet does not exist"):
+    with pytest.raises(DataError, match=r"interactions\.parquet is not a file"):
         read_log(tmp_path)
     (tmp_path / "interactions.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match="not a readable Parquet file"):
@@ -109,19 +123,14 @@ def test_a_sample_never_sees_its_own_session_or_the_future(
     log = log_of(tmp_path_factory.mktemp("log"), rows, sessions=sessions)
     live = Histories.live(log)
     cuts = live.cuts_before(log.user, log.session_start)
-    session_of = {(u, t, i): s for u, i, t, s in rows}
-    for row, cut in enumerate(cuts):
-        user = int(log.user_ids[int(log.user[row])].as_py())
-        seen = live.timestamps[live.offsets[log.user[row]] : cut]
-        assert np.all(seen < log.session_start[row])
-        assert log.session_start[row] <= log.timestamp[row]
-        # Nothing that may be seen is held back.
-        mine = [r for r in rows if r[0] == user]
-        assert len(seen) == sum(r[2] < log.session_start[row] for r in mine)
-        if sessions:
-            own = {s for (u, t, _), s in session_of.items() if u == user and t == log.timestamp[row]}
-            starts = {s: min(r[2] for r in mine if r[3] == s) for s in own}
-            assert log.session_start[row] in starts.values() or len(own) > 1
+    in_log_order = sorted(rows, key=lambda row: (row[0], row[2]))
+    for row, (user, _, timestamp, session) in enumerate(in_log_order):
+        mine = [other[2] for other in rows if other[0] == user]
+        own = [t for u, _, t, s in rows if (u, s) == (user, session)] if sessions else [timestamp]
+        assert (log.session_start[row], log.session_end[row]) == (min(own), max(own))
+        seen = live.timestamps[live.offsets[log.user[row]] : cuts[row]].tolist()
+        # All that came before the session began, and nothing else.
+        assert seen == sorted(t for t in mine if t < min(own))
 
 
 @settings(deadline=None)

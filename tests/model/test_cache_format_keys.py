@@ -9,7 +9,9 @@ from redis.crc import key_slot
 
 from model.cache_format import (
     active_key,
+    check_model_id,
     generation_prefix,
+    is_model_id,
     lease_key,
     lock_key,
     manifest_key,
@@ -17,6 +19,7 @@ from model.cache_format import (
     record_key,
     unpublished_key,
     user_from_key,
+    user_from_text,
 )
 from model.identifiers import INT64_MAX, INT64_MIN, Id, IdKind
 
@@ -89,6 +92,18 @@ def test_a_key_with_bytes_that_are_not_utf8_is_refused() -> None:
         user_from_key(f"{HEAD}:u:%FF", "lrea", MODEL, GENERATION, "string")
 
 
+@pytest.mark.parametrize("text", ["0", "7", "-12", str(INT64_MAX), str(INT64_MIN)])
+def test_an_integer_has_one_spelling(text: str) -> None:
+    assert user_from_text(text, "int") == int(text)
+    assert user_from_text(text, "string") == text
+
+
+@pytest.mark.parametrize("text", ["", "+7", "-0", "007", " 7", "1_0", "٧", "7\n", "true", str(2**63), "9" * 5000])
+def test_what_spells_no_integer(text: str) -> None:
+    with pytest.raises(ValueError, match=r"wanted an integer|does not fit"):
+        user_from_text(text, "int")
+
+
 @pytest.mark.parametrize("user_id", ["", "x" * 257, "é" * 129, "\ud800", 2**63, True])
 def test_users_that_have_no_key(user_id: Id) -> None:
     with pytest.raises(ValueError, match=r"id"):
@@ -107,6 +122,10 @@ def test_prefixes_that_would_break_keys_are_refused(prefix: str) -> None:
 
 @pytest.mark.parametrize("model_id", ["", "3F2A00C0FFEE", "3f2a00c0ffee1", "3f2a00c0ffe\n"])
 def test_model_ids_have_one_form(model_id: str) -> None:
+    assert is_model_id(MODEL) and check_model_id(MODEL) == MODEL
+    assert not is_model_id(model_id)
+    with pytest.raises(ValueError, match="model id .* is not valid: wanted 12 lowercase hex digits"):
+        check_model_id(model_id)
     with pytest.raises(ValueError, match="model id"):
         manifest_key("lrea", model_id, GENERATION)
 
@@ -117,7 +136,7 @@ def test_generations_have_one_form(generation: str) -> None:
         manifest_key("lrea", MODEL, generation)
 
 
-def test_generations_are_named_by_utc_time_and_never_repeat() -> None:
+def test_generations_are_named_by_utc_time_and_differ() -> None:
     now = datetime(2026, 11, 23, 17, 53, 57, tzinfo=timezone(timedelta(hours=1)))
     names = {new_generation(now) for _ in range(50)}
     assert len(names) == 50

@@ -1,0 +1,39 @@
+"""A batch of requests scored the way the service scores them: histories compressed first, then one request at a time.
+
+Offline figures and the absorption gap come through here, so they judge what is served and not what was trained.
+"""
+
+import torch
+from torch import Tensor
+
+from model.catalogue import Items
+from model.ranker import Ranker, ScoringInput, TrainingBatch, UserState
+
+
+@torch.no_grad()
+def served_logits(ranker: Ranker, batch: TrainingBatch, pairs_from: Items | None = None) -> Tensor:
+    """Logits float32 [n] of the n candidates that the mask keeps.
+
+    pairs_from: other long histories [U, L] to take the pairs from (the sketches stay the requests' own).
+    """
+    keys_URd, values_URd = ranker.compress(batch.long if pairs_from is None else pairs_from)
+    sketch_UM = ranker.sketch(batch.long)
+    requests = [
+        ScoringInput(
+            UserState(keys_URd[user], values_URd[user], sketch_UM[user]),
+            _row(batch.short, user),
+            batch.user_codes[user],
+            batch.context_codes[user],
+            _kept(_row(batch.candidates, user), mask_K),
+        )
+        for user, mask_K in enumerate(batch.mask_UK)
+    ]
+    return torch.cat(ranker.score_many(requests))
+
+
+def _row(items: Items, user: int) -> Items:
+    return Items(*(tensor[user] for tensor in items))
+
+
+def _kept(items: Items, mask_K: Tensor) -> Items:
+    return Items(*(tensor[mask_K] for tensor in items))
