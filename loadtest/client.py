@@ -51,20 +51,27 @@ class ScoringClient:
         if response.status_code != httpx.codes.OK:
             raise ServiceError(f"found {response.status_code} {response.text:.500}, wanted 200: see the service's log")
         answer = _object(response)
-        fault = fault_of_scores(answer.get("scores"), len(candidates))
-        if answer.get("user_id") != user_id or fault:
-            wrong = fault or "another user"
-            raise ServiceError(f"asked {len(candidates)} candidates of {user_id!r}, found {response.text:.200}: {wrong}")
+        if fault := _fault(answer, user_id, len(candidates)):
+            raise ServiceError(
+                f"asked {len(candidates)} candidates of {user_id!r}, found {response.text:.200}: {fault}"
+            )
         return answer
+
+
+def _fault(answer: dict[str, Any], user_id: Id, candidates: int) -> str | None:
+    for field in ("user_id", "model_id", "user_state", "degraded"):
+        if field not in answer:
+            return f"wanted the field {field}"
+    return "another user" if answer["user_id"] != user_id else fault_of_scores(answer.get("scores"), candidates)
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
     try:
         answer = response.json()
     except ValueError as error:
-        raise ServiceError(f"found {response.text:.200!r}, wanted JSON: is this the scoring service?") from error
+        raise ServiceError(f"found {response.text!r:.200}, wanted JSON: is this the scoring service?") from error
     if not isinstance(answer, dict):
-        raise ServiceError(f"found {response.text:.200!r}, wanted an object: is this the scoring service?")
+        raise ServiceError(f"found {response.text!r:.200}, wanted an object: is this the scoring service?")
     return answer
 
 

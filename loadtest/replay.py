@@ -54,6 +54,8 @@ def _read(samples: Path) -> tuple[list[dict[str, Any]], str]:
     model_id = (table.schema.metadata or {}).get(b"model_id")
     if model_id is None or not set(_COLUMNS) <= set(table.column_names):
         raise ValueError(f"{samples} is not what `python -m model evaluate --protocol as-of --out` writes: write it so")
+    if table.num_rows == 0:
+        raise ValueError(f"{samples} has no requests: choose another T")
     return table.to_pylist(), model_id.decode()
 
 

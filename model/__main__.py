@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import orjson
-import torch
 import typer
 
 from model.behaviours import read_log
 from model.bundle import load_bundle
 from model.datasets import complete_journey
+from model.device import choose_device
 from model.evaluate import EvaluationConfig, Protocol, evaluate
 from model.progress import stderr_reporter
 from model.recipe import VARIANTS, Recipe, Variant, read_recipe
@@ -73,7 +73,7 @@ def train_command(
             reporter.advance(1)
 
         try:
-            trained = train(log, out, recipe, cut, _device(device), progress)
+            trained = train(log, out, recipe, cut, choose_device(device), progress)
         finally:
             reporter.close()
         _print_summary({**asdict(trained), "path": str(trained.path), "as_of": cut, "variant": variant})
@@ -96,7 +96,7 @@ def evaluate_command(
 ) -> None:
     """Judge a bundle on the requests after T."""
     with _one_message():
-        loaded, log = load_bundle(bundle, _device(device)), read_log(data)
+        loaded, log = load_bundle(bundle, choose_device(device)), read_log(data)
         config = EvaluationConfig(as_of, until, negatives, seed, shuffle_pairs)
         judgement = evaluate(loaded, log, protocol, config)
         if out is not None:
@@ -112,15 +112,6 @@ def evaluate_command(
 def _with_options(recipe: Recipe, variant: Variant, seed: int | None) -> Recipe:
     training = recipe.training if seed is None else replace(recipe.training, seed=seed)
     return Recipe({**recipe.model, **VARIANTS[variant]}, training)
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device {name!r} is unknown: wanted auto, cpu or cuda")
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise ValueError("device is cuda, but torch finds no GPU here: wanted auto or cpu")
-    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

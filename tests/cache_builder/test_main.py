@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from redis import Redis
 from typer.testing import CliRunner, Result
@@ -22,7 +26,7 @@ from model.cache_format import Published, manifest_key
 from tests.cache_builder.conftest import World
 from tests.cache_builder.proxy import proxy
 from tests.conftest import free_port
-from tests.tiny import AS_OF
+from tests.tiny import AS_OF, tiny_bundle
 
 
 def run(*arguments: object, **environment: str) -> Result:
@@ -107,12 +111,12 @@ def test_an_embedded_store_needs_no_server(world: World, tmp_path: Path, key_pre
     ("changes", "message"),
     [
         ({"--bundle": "nowhere"}, "nowhere is not a bundle"),
-        ({"--data": "nowhere"}, "does not exist: a data folder needs interactions.parquet"),
+        ({"--data": "nowhere"}, "nowhere/interactions.parquet is not a file: a data folder needs interactions.parquet"),
         ({"--store": "redis://user:secret@127.0.0.1:1/0"}, "store redis://127.0.0.1:1/0 did not answer"),
         ({"--store": "127.0.0.1:6379"}, "wanted redis://host:port"),
         ({"--key-prefix": "a b"}, "key prefix 'a b' is not valid"),
         ({"--precision": "float8"}, "precision 'float8' is unknown: wanted one of float32, float16, int8, bfloat16"),
-        ({"--device": "tpu"}, "device 'tpu' is unknown: wanted auto, cpu or cuda"),
+        ({"--device": "tpu"}, "device 'tpu' is unknown: wanted auto, cpu, cuda"),
         ({"--as-of": AS_OF - 1}, "is before the training cut"),
     ],
 )
@@ -128,6 +132,59 @@ def test_a_refused_build_says_why_in_one_line(
     assert failed.stderr.startswith("error: ")
     assert message in failed.stderr
     assert "secret" not in failed.stderr
+
+
+def with_column(path: Path, name: str, values: Callable[[int], pa.Array]) -> None:
+    table = pq.read_table(path)
+    kept = table.drop_columns([name]) if name in table.column_names else table
+    pq.write_table(kept.append_column(name, values(table.num_rows)), path)
+
+
+def is_a_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+LARGE = 2**63 + 1  # fits in no int64
+BAD_DATA: list[tuple[str, Callable[[Path], None], str]] = [
+    ("interactions.parquet", is_a_folder, "interactions.parquet is not a file"),
+    ("users.parquet", is_a_folder, "users.parquet"),
+    ("users.parquet", lambda path: path.write_text("user_id,region"), "users.parquet is not a readable Parquet file"),
+    ("items.parquet", is_a_folder, "items.parquet"),
+    ("interactions.parquet", lambda path: with_column(path, "label", lambda n: pa.array([LARGE] * n, pa.uint64())),
+     "label"),
+    ("interactions.parquet", lambda path: with_column(path, "label", lambda n: pa.array(["yes"] * n)), "label"),
+    ("users.parquet", lambda path: with_column(path, "region", lambda n: pa.array(range(n))), "region"),
+    ("users.parquet", lambda path: with_column(path, "region", lambda n: pa.array([0.5] * n)), "region"),
+    ("users.parquet", lambda path: with_column(path, "region", lambda n: pa.array([LARGE] * n, pa.uint64())), "region"),
+    ("users.parquet", lambda path: with_column(path, "region", lambda n: pa.array([["north"]] * n)), "region"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def regional(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A model that reads a column of users.parquet."""
+    folder = tmp_path_factory.mktemp("regional")
+    bundle = tiny_bundle(folder, world.data, user_features=("region",))
+    return World(world.data, world.log, folder / bundle.model_id, bundle)
+
+
+@pytest.mark.parametrize(("file", "damage", "message"), BAD_DATA)
+def test_data_that_does_not_fit_is_refused_in_one_line_and_nothing_is_written(
+    regional: World, tmp_path: Path, store_url: str, key_prefix: str, admin: Any, file: str,
+    damage: Callable[[Path], None], message: str,
+) -> None:  # fmt: skip
+    data = tmp_path / "data"
+    shutil.copytree(regional.data, data)
+    damage(data / file)
+    failed = run("build", *build_arguments(replace(regional, data=data), store_url, key_prefix))
+    assert isinstance(failed.exception, SystemExit), failed.exception
+    assert failed.exit_code == 1
+    assert failed.stdout == ""
+    assert len(failed.stderr.splitlines()) == 1
+    assert failed.stderr.startswith("error: ")
+    assert message in failed.stderr
+    assert list(admin.scan_iter(match=f"{key_prefix}:*", count=10_000)) == []
 
 
 def test_verify_of_nothing_fails(world: World, store_url: str, key_prefix: str) -> None:

@@ -98,7 +98,7 @@ def test_the_journey_has_its_rows_and_columns(journey: tuple[Path, dict[str, int
 def test_the_journey_reads_as_a_log(log: InteractionLog) -> None:
     assert len(log) == 1_469_307
     assert len(log.user_ids) == 2_469
-    assert not log.has_labels
+    assert (log.label == 1).all()
     assert log.in_history.all()
     assert log.context.column_names == []
     rows = np.bincount(log.user)
