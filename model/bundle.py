@@ -8,7 +8,6 @@ do not belong to their config, or a file cut short, are refused. No pickle anywh
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from model.config import RankerConfig, read_config
 from model.identifiers import Id, IdKind
 from model.ranker import Ranker, UserState, VocabularySizes
 from model.vocabulary import Vocabulary
+from model.whole_folder import whole_folder
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "weights.safetensors", "vocab.safetensors"
@@ -133,15 +133,12 @@ def write_bundle(
     target = folder / identity
     if target.exists():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{identity}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     config = {"format_version": FORMAT_VERSION, "model_id": identity, "model": dataclasses.asdict(ranker.config)}
-    (partial / CONFIG).write_text(json.dumps({**config, "metadata": dict(metadata)}, indent=2, sort_keys=True) + "\n")
-    save_file(weights, partial / WEIGHTS)
-    save_file(vocabulary, partial / VOCABULARY)
-    partial.rename(target)
+    text = json.dumps({**config, "metadata": dict(metadata)}, indent=2, sort_keys=True) + "\n"
+    with whole_folder(target) as partial:
+        (partial / CONFIG).write_text(text)
+        save_file(weights, partial / WEIGHTS)
+        save_file(vocabulary, partial / VOCABULARY)
     return target
 
 

@@ -12,6 +12,9 @@ from model.config import RankerConfig
 
 Variant = Literal["lrea", "lrea-paper", "short-match", "short-only", "item-only"]
 
+# The kinds of the ids are read off the data and cannot be chosen.
+MODEL_OPTIONS = [one.name for one in dataclasses.fields(RankerConfig) if not one.name.endswith("_kind")]
+
 # Each variant as the model options that make it, so that a comparison differs in them and in nothing else.
 VARIANTS: dict[Variant, dict[str, Any]] = {
     "lrea": {},
@@ -73,7 +76,7 @@ def read_recipe(path: Path | None) -> Recipe:
         if not isinstance(table, dict):
             raise ValueError(f"{path}: {name} is {table!r}: wanted a table, [{name}]")
     model, training = content.get("model", {}), content.get("training", {})
-    _check_names(path, "model.", model, [one.name for one in dataclasses.fields(RankerConfig)])
+    _check_names(path, "model.", model, MODEL_OPTIONS)
     _check_names(path, "training.", training, [one.name for one in dataclasses.fields(TrainingConfig)])
     try:
         return Recipe(model, TypeAdapter(TrainingConfig).validate_python(training))

@@ -1,11 +1,12 @@
 """Writing a data folder: whole or not at all."""
 
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from model.whole_folder import whole_folder
 
 
 def write_folder(out: Path, interactions: pa.Table, **sides: pa.Table) -> dict[str, int]:
@@ -15,18 +16,9 @@ def write_folder(out: Path, interactions: pa.Table, **sides: pa.Table) -> dict[s
     """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty: name another folder, or remove it first")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(out) as folder:
         for name, table in {"interactions": interactions, **sides}.items():
-            pq.write_table(table, partial / f"{name}.parquet", compression="zstd")
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
     span = pc.min_max(interactions["timestamp"]).as_py()
     return {
         "rows": interactions.num_rows,

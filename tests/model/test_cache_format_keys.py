@@ -10,6 +10,7 @@ from redis.crc import key_slot
 from model.cache_format import (
     active_key,
     check_model_id,
+    deleting_key,
     generation_prefix,
     is_model_id,
     lease_key,
@@ -17,6 +18,7 @@ from model.cache_format import (
     manifest_key,
     new_generation,
     record_key,
+    retired_key,
     unpublished_key,
     user_from_key,
     user_from_text,
@@ -51,11 +53,20 @@ def test_the_other_keys() -> None:
     assert active_key("lrea") == "lrea:active"
     assert lock_key("lrea") == "lrea:lock:{lrea:active}"
     assert unpublished_key("lrea") == "lrea:unpublished:{lrea:active}"
+    assert deleting_key("lrea") == "lrea:deleting:{lrea:active}"
+    assert retired_key("lrea") == "lrea:retired:{lrea:active}"
     assert lease_key("lrea", "host-1.7") == "lrea:lease:{lrea:active}:host-1.7"
 
 
 def test_the_pointer_and_what_guards_it_share_a_cluster_slot() -> None:
-    keys = (active_key("p"), lock_key("p"), unpublished_key("p"), lease_key("p", "r"))
+    keys = (
+        active_key("p"),
+        lock_key("p"),
+        unpublished_key("p"),
+        deleting_key("p"),
+        retired_key("p"),
+        lease_key("p", "r"),
+    )
     slots = {key_slot(key.encode()) for key in keys}
     assert len(slots) == 1
 
@@ -122,9 +133,10 @@ def test_prefixes_that_would_break_keys_are_refused(prefix: str) -> None:
 
 @pytest.mark.parametrize("model_id", ["", "3F2A00C0FFEE", "3f2a00c0ffee1", "3f2a00c0ffe\n"])
 def test_model_ids_have_one_form(model_id: str) -> None:
-    assert is_model_id(MODEL) and check_model_id(MODEL) == MODEL
+    assert is_model_id(MODEL)
+    assert check_model_id(MODEL) == MODEL
     assert not is_model_id(model_id)
-    with pytest.raises(ValueError, match="model id .* is not valid: wanted 12 lowercase hex digits"):
+    with pytest.raises(ValueError, match=r"model id .* is not valid: wanted 12 lowercase hex digits"):
         check_model_id(model_id)
     with pytest.raises(ValueError, match="model id"):
         manifest_key("lrea", model_id, GENERATION)

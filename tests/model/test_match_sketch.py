@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.cache_format.shape import sketch_width
 from model.identifiers import NULL_HASH, match_hashes
-from model.match_sketch import COUNT_STEPS, build_sketch, check_cells, match_short, read_sketch, sketch_width
+from model.match_sketch import COUNT_STEPS, build_sketch, check_cells, match_short, read_sketch
 
 CELLS = (64, 32)
 
