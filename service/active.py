@@ -5,21 +5,18 @@ logged and counted, and the old one stays.
 """
 
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from model.bundle import Bundle, BundleError, load_bundle
-from model.cache_format import Manifest, ManifestError, Published
+from model.cache_format import Manifest, ManifestError, Published, is_model_id
 from service.errors import PublicationError, StartupError, StoreError
 from service.store import Store
 
 logger = logging.getLogger(__name__)
 NO_ACTIVE_GENERATION = "no_active_generation"  # why scores are degraded when the store names none
-
-MODEL_ID = re.compile("[0-9a-f]{12}")  # a bundle that is still being written has another name
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +38,7 @@ class ActiveModel:
         return (self.model_id, self.generation) == (published.model_id, published.generation)
 
 
-async def choose(store: Store, bundles_dir: Path, pinned: str | None, device: str) -> ActiveModel:
+async def choose(store: Store, bundles_dir: Path, pinned: str | None, device: torch.device) -> ActiveModel:
     """What to serve first: what the store says is active; where it says nothing, the pinned or the only bundle.
 
     Raises StartupError, with what to do, when that leaves nothing to serve.
@@ -63,7 +60,7 @@ async def choose(store: Store, bundles_dir: Path, pinned: str | None, device: st
         raise StartupError(str(error)) from error
 
 
-def open_bundle(bundles_dir: Path, model_id: str, device: str) -> Bundle:
+def open_bundle(bundles_dir: Path, model_id: str, device: torch.device) -> Bundle:
     """The bundle of `model_id`. Raises PublicationError."""
     folder = bundles_dir / model_id
     if not folder.is_dir():
@@ -75,6 +72,8 @@ def open_bundle(bundles_dir: Path, model_id: str, device: str) -> Bundle:
         bundle = load_bundle(folder, device)
     except BundleError as error:
         raise PublicationError(f"the bundle at {folder} does not load: {error}") from error
+    except Exception as error:  # a full GPU, a folder without permission, what a file of another version brings
+        raise PublicationError(f"the bundle at {folder} does not load: {type(error).__name__}: {error}") from error
     if bundle.model_id != model_id:
         raise PublicationError(f"the bundle at {folder} is model {bundle.model_id}: name its folder after that")
     return bundle
@@ -104,9 +103,8 @@ def activate(manifest: Manifest, bundle: Bundle) -> ActiveModel:
 
 def _only_bundle(bundles_dir: Path) -> str:
     """The model_id of the one bundle in `bundles_dir`. Raises StartupError if there is none, or a choice."""
-    found = sorted(
-        path.parent.name for path in bundles_dir.glob("*/config.json") if MODEL_ID.fullmatch(path.parent.name)
-    )
+    # A bundle that is still being written has a name of another form.
+    found = sorted(path.parent.name for path in bundles_dir.glob("*/config.json") if is_model_id(path.parent.name))
     if not found:
         raise StartupError(f"no bundle in {bundles_dir}: train one (python -m model train --out {bundles_dir})")
     if len(found) > 1:

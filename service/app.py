@@ -12,7 +12,8 @@ from starlette.responses import HTMLResponse, Response
 from service import docs_page, openapi, problems
 from service.batcher import Batcher
 from service.follow import ModelFollower
-from service.information import Information, Readiness
+from service.health import Health
+from service.information import Information
 from service.metrics import Metrics
 from service.observe import Observe
 from service.prepare import ScoringJob
@@ -28,18 +29,25 @@ def create_app(
     follower: ModelFollower,
     store: Store,
     batcher: Batcher[ScoringJob, Score],
+    parse_executor: Executor,
     encode_executor: Executor,
     metrics: Metrics,
     limits: ScoringLimits,
-    readiness: Readiness,
+    health: Health,
 ) -> FastAPI:
     """The application. Its lifespan runs the follower and the batcher; closing what was passed in is the caller's."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(follower.run()), asyncio.create_task(batcher.run())]
+        tasks = [
+            asyncio.create_task(follower.run(), name="follower"),
+            asyncio.create_task(batcher.run(), name="batcher"),
+        ]
+        for task in tasks:
+            task.add_done_callback(health.background_ended)
         yield
         for task in tasks:
+            task.remove_done_callback(health.background_ended)
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -53,8 +61,8 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.include_router(Scoring(follower, batcher, encode_executor, metrics, limits).router())
-    app.include_router(Information(follower, store, metrics, readiness).router())
+    app.include_router(Scoring(follower, batcher, parse_executor, encode_executor, metrics, limits).router())
+    app.include_router(Information(follower, store, metrics, health).router())
     _add_documentation(app)
     problems.install(app)
     app.add_middleware(Observe, metrics=metrics)

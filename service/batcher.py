@@ -34,6 +34,8 @@ R = TypeVar("R")
 @dataclass(frozen=True)
 class _Waiting(Generic[W, R]):
     work: W
+    size: int
+    group: object
     answer: asyncio.Future[R]
     since: float = field(default_factory=time.perf_counter)
 
@@ -56,7 +58,7 @@ class Batcher(Generic[W, R]):
 
     async def submit(self, work: W) -> R:
         """The answer to `work`. Cancelling this drops the work if it has not started, and its answer if it has."""
-        waiting: _Waiting[W, R] = _Waiting(work, asyncio.get_running_loop().create_future())
+        waiting: _Waiting[W, R] = _Waiting(work, work.size, work.group, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._filled.set()
         return await waiting.answer
@@ -67,13 +69,22 @@ class Batcher(Generic[W, R]):
             while True:
                 await self._filled.wait()
                 if batch := self._take():
-                    now = time.perf_counter()
-                    for waiting in batch:
-                        waiting.work.waited(now - waiting.since)
-                    await self._answer(batch)
+                    await self._run_one(batch)
         finally:
             for waiting in self._queue:
                 waiting.answer.cancel()
+
+    async def _run_one(self, batch: list[_Waiting[W, R]]) -> None:
+        """Answer one batch. No exception leaves: it would end the loop, and everybody after would wait for ever."""
+        try:
+            now = time.perf_counter()
+            for waiting in batch:
+                waiting.work.waited(now - waiting.since)
+            await self._answer(batch)
+        except Exception as error:
+            for waiting in batch:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
 
     def _take(self) -> list[_Waiting[W, R]]:
         """The longest head of the queue that is one batch, without the works that nobody waits for any more."""
@@ -82,17 +93,17 @@ class Batcher(Generic[W, R]):
         while self._queue:
             head = self._queue[0]
             if not head.answer.done():
-                if batch and not self._fits(batch, size, head.work):
+                if batch and not self._fits(batch, size, head):
                     return batch
                 batch.append(head)
-                size += head.work.size
+                size += head.size
             self._queue.popleft()
         self._filled.clear()
         return batch
 
-    def _fits(self, batch: list[_Waiting[W, R]], size: int, work: W) -> bool:
-        same_group = batch[0].work.group is work.group
-        return same_group and len(batch) < self._max_works and size + work.size <= self._max_size
+    def _fits(self, batch: list[_Waiting[W, R]], size: int, next_: _Waiting[W, R]) -> bool:
+        same_group = batch[0].group is next_.group
+        return same_group and len(batch) < self._max_works and size + next_.size <= self._max_size
 
     async def _answer(self, batch: list[_Waiting[W, R]]) -> None:
         try:

@@ -18,6 +18,8 @@ StartupError                 the service cannot start; its message is for whoeve
 from dataclasses import dataclass
 from typing import ClassVar
 
+MAX_ERRORS = 20  # told of one request: 4,000 wrong candidates are one mistake
+
 
 @dataclass(frozen=True)
 class FieldError:
@@ -50,7 +52,12 @@ class InvalidRequest(ServiceError):
     @classmethod
     def at(cls, pointer: str, detail: str) -> "InvalidRequest":
         """The one-field case, which is most of them."""
-        return cls("1 field is not valid", (FieldError(pointer, detail),))
+        return cls.of((FieldError(pointer, detail),))
+
+    @classmethod
+    def of(cls, errors: tuple[FieldError, ...]) -> "InvalidRequest":
+        """Each wrong field with its own words."""
+        return cls(f"{len(errors)} field{'s are' if len(errors) > 1 else ' is'} not valid", errors)
 
 
 class BodyTooLarge(ServiceError):

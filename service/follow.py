@@ -9,6 +9,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from model.bundle import Bundle
 from model.cache_format import ManifestError, Published
 from model.identifiers import Id
@@ -81,7 +84,11 @@ class ModelFollower:
         except StoreError:
             pass  # the store remembers it, and has logged it
         except (ManifestError, PublicationError) as error:
-            self._refuse(_Refusal(published, str(error), time.monotonic()))
+            self._refuse(_Refusal(published, str(error), time.monotonic()), error.__cause__)
+        except Exception as error:  # of what is published: then it is as bad as a broken bundle
+            if published is None:
+                raise
+            self._refuse(_Refusal(published, f"{type(error).__name__}: {error}", time.monotonic()), error)
 
     async def _follow(self, published: Published | None) -> None:
         if published is None:
@@ -96,7 +103,7 @@ class ModelFollower:
         manifest = await find_manifest(self._store, published)
         bundle = self.current.bundle
         if published.model_id != bundle.model_id:
-            bundle = await asyncio.to_thread(open_bundle, self._bundles_dir, published.model_id, str(bundle.device))
+            bundle = await asyncio.to_thread(open_bundle, self._bundles_dir, published.model_id, bundle.device)
             await asyncio.to_thread(warm_up, bundle)
         return activate(manifest, bundle)
 
@@ -106,10 +113,11 @@ class ModelFollower:
             self.current = model
             self._show()
 
-    def _refuse(self, refusal: _Refusal) -> None:
+    def _refuse(self, refusal: _Refusal, cause: BaseException | None) -> None:
         """Count and log a refusal when it is new, not whenever it is met again."""
         if self._refused is None or self._refused.message != refusal.message:
-            logger.error("what is published cannot be served, the old generation stays: %s", refusal.message)
+            message = "what is published cannot be served, the old generation stays: %s"
+            logger.error(message, refusal.message, exc_info=cause)
             self._metrics.refused_publications.inc()
         self._refused = refusal
 
@@ -122,8 +130,20 @@ class ModelFollower:
 def warm_up(bundle: Bundle) -> None:
     """One forward for a user and items that nobody knows, so that the first caller does not pay for first times.
 
-    Raises PublicationError for a bundle that loads and cannot score.
+    Raises PublicationError for a bundle that loads and cannot score, whatever it fails with, or scores no numbers.
     """
+    try:
+        finite = bool(torch.isfinite(_score_nobody(bundle)).all()) and all(map(_is_finite, bundle.ranker.parameters()))
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+        raise PublicationError(f"the bundle of model {bundle.model_id} loads and does not score: {found}") from error
+    if not finite:
+        raise PublicationError(
+            f"the bundle of model {bundle.model_id} has weights or scores that are not finite: train it again"
+        )
+
+
+def _score_nobody(bundle: Bundle) -> Tensor:
     nobody: Id = 0 if bundle.item_kind == "int" else "warm-up"
     request = ScoringInput(
         state=bundle.empty_state(),
@@ -132,7 +152,8 @@ def warm_up(bundle: Bundle) -> None:
         context_codes=bundle.context_features.encode({}),
         candidates=bundle.catalogue.encode([nobody] * WARM_UP_CANDIDATES),
     )
-    try:
-        bundle.ranker.score(request.to(bundle.device))
-    except RuntimeError as error:
-        raise PublicationError(f"the bundle of model {bundle.model_id} loads and does not score: {error}") from error
+    return bundle.ranker.score(request.to(bundle.device))
+
+
+def _is_finite(weights: Tensor) -> bool:
+    return bool(torch.isfinite(weights).all())

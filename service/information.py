@@ -1,7 +1,5 @@
 """What the service says of itself: the model, a user's record, whether it lives, whether it is ready, its metrics."""
 
-import re
-from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 import orjson
@@ -11,11 +9,12 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.cache_format import RecordError
-from model.identifiers import Id, IdKind
+from model.cache_format import RecordError, user_from_text
+from model.identifiers import Id
 from service.active import ActiveModel
 from service.errors import InvalidRequest, StoreError, StoreNotAnswering, UserNotFound
 from service.follow import ModelFollower
+from service.health import Health
 from service.metrics import Metrics
 from service.openapi import path_parameter, problem_responses
 from service.prepare import user_mistakes
@@ -24,24 +23,16 @@ from service.scorer import decode_record
 from service.store import Store
 
 USERS = "/v1/users/"
-INTEGER = re.compile(r"0|-?[1-9][0-9]*")
-
-
-@dataclass
-class Readiness:
-    """Set by whoever stops the service, read by /readyz."""
-
-    draining: bool = False
 
 
 class Information:
     """The routes that score nothing."""
 
-    def __init__(self, follower: ModelFollower, store: Store, metrics: Metrics, readiness: Readiness) -> None:
+    def __init__(self, follower: ModelFollower, store: Store, metrics: Metrics, health: Health) -> None:
         self._follower = follower
         self._store = store
         self._metrics = metrics
-        self._readiness = readiness
+        self._health = health
 
     def router(self) -> APIRouter:
         router = APIRouter()
@@ -64,8 +55,8 @@ class Information:
             "/livez",
             self.livez,
             tags=["operation"],
-            summary="The process answers",
-            responses={200: {"model": LiveResponse}},
+            summary="Whether to let the process live",
+            responses={200: {"model": LiveResponse}, 503: {"model": LiveResponse, "description": "Restart it"}},
         )
         router.add_api_route(
             "/readyz",
@@ -120,12 +111,14 @@ class Information:
         return _json(_user_response(active, active.generation, user_id, data))
 
     async def livez(self) -> Response:
-        return _json(LiveResponse(status="alive"))
+        return _json(LiveResponse(status="dead"), 503) if self._health.dead else _json(LiveResponse(status="alive"))
 
     async def readyz(self) -> Response:
         """A store that is down makes scores worse, and no other replica's better: it stays ready and says so."""
         degraded = self._follower.degraded()
-        if self._readiness.draining:
+        if self._health.dead:
+            return _json(ReadyResponse(status="dead", degraded=degraded), 503)
+        if self._health.draining:
             return _json(ReadyResponse(status="draining", degraded=degraded), 503)
         if not self._follower.ready:
             return _json(ReadyResponse(status="starting", degraded=degraded), 503)
@@ -143,23 +136,13 @@ def user_id_of(raw_path: bytes, model: ActiveModel) -> Id:
     """
     encoded = raw_path.partition(b"?")[0].partition(USERS.encode())[2]
     try:
-        user_id = _typed(unquote_to_bytes(encoded).decode("utf-8"), model.bundle.user_kind)
+        user_id = user_from_text(unquote_to_bytes(encoded).decode("utf-8"), model.bundle.user_kind)
     except ValueError as error:
         kind = model.bundle.user_kind
         raise InvalidRequest(f"the path names no user: this model's user ids are of type {kind}, in UTF-8") from error
     for _, detail in user_mistakes(user_id, model):
         raise InvalidRequest(f"the path names no user: {detail}")
     return user_id
-
-
-def _typed(text: str, kind: IdKind) -> Id:
-    if kind == "string":
-        return text
-    # One spelling per integer: int() would also take "+1", " 1", "1_0" and other scripts' digits. Twenty characters
-    # are the longest int64; int() refuses thousands of digits with an error of its own.
-    if not INTEGER.fullmatch(text) or len(text) > 20:
-        raise ValueError(f"{text[:20]!r} is not a 64-bit integer")
-    return int(text)
 
 
 def _user_response(active: ActiveModel, generation: str, user_id: Id, data: bytes) -> UserResponse:

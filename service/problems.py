@@ -13,10 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.errors import FieldError, ServiceError
+from service.errors import MAX_ERRORS, FieldError, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
-MAX_ERRORS_SHOWN = 20  # 4,000 wrong candidates are one mistake
 
 
 def problem_response(
@@ -28,7 +27,7 @@ def problem_response(
     errors: tuple[FieldError, ...] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """One problem document. Of `errors`, the first MAX_ERRORS_SHOWN are told."""
+    """One problem document. Of `errors`, the first MAX_ERRORS are told."""
     document: dict[str, Any] = {
         "type": f"urn:lrea:problem:{kind}",
         "title": title,
@@ -37,7 +36,7 @@ def problem_response(
         "request_id": request.scope.get("request_id", ""),
     }
     if errors:
-        document["errors"] = errors[:MAX_ERRORS_SHOWN]
+        document["errors"] = errors[:MAX_ERRORS]
     return Response(orjson.dumps(document), status, headers, MEDIA_TYPE)
 
 

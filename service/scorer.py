@@ -40,6 +40,7 @@ DEGRADED_BY_RECORD: Mapping[Reason, str] = {
 class Score:
     """The answer to one job."""
 
+    logits_B: npt.NDArray[np.float32]  # what ranks: above a logit of 17 every probability in float32 is 1
     probabilities_B: npt.NDArray[np.float32]
     origin: Origin
     gap_rows: int
@@ -101,10 +102,10 @@ class Scorer:
             users = [_user(job, found) for job in jobs]
             inputs = [_scoring_input(job, user) for job, user in zip(jobs, users, strict=True)]
         with stages.measure("compute"):
-            probabilities = _probabilities(jobs[0].model, inputs)
+            scores = _logits_and_probabilities(jobs[0].model, inputs)
         return [
-            Score(scores_B, user.origin, user.gap_rows, _degraded(job, fetched, found))
-            for job, user, scores_B in zip(jobs, users, probabilities, strict=True)
+            Score(logits_B, probabilities_B, user.origin, user.gap_rows, _degraded(job, fetched, found))
+            for job, user, (logits_B, probabilities_B) in zip(jobs, users, scores, strict=True)
         ]
 
     def _decode(self, model: ActiveModel, fetched: _Fetched) -> dict[Id, _Found]:
@@ -153,8 +154,12 @@ def _scoring_input(job: ScoringJob, user: User) -> ScoringInput:
     )
 
 
-def _probabilities(model: ActiveModel, inputs: Sequence[ScoringInput]) -> list[npt.NDArray[np.float32]]:
-    logits = model.bundle.ranker.score_many(inputs)
-    probabilities = torch.sigmoid(torch.cat(logits)).to("cpu", torch.float32)
-    assert bool(torch.isfinite(probabilities).all()), "the model gave a score that is not a number"
-    return [part.numpy() for part in torch.split(probabilities, [len(part) for part in logits])]
+def _logits_and_probabilities(
+    model: ActiveModel, inputs: Sequence[ScoringInput]
+) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    parts = model.bundle.ranker.score_many(inputs)
+    logits = torch.cat(parts).to(torch.float32)
+    both = torch.stack([logits, torch.sigmoid(logits)]).cpu()
+    assert bool(torch.isfinite(both[1]).all()), "the model gave a score that is not a number"
+    split = torch.split(both, [len(part) for part in parts], dim=1)
+    return [(logits_B, probabilities_B) for logits_B, probabilities_B in (part.numpy() for part in split)]

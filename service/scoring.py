@@ -1,10 +1,11 @@
 """POST /v1/score and /v1/score/batch: from a body to an answer, each step in its stage."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +16,17 @@ from starlette.responses import Response
 
 from service.active import ActiveModel
 from service.batcher import Batcher
-from service.body import parse, read_body
+from service.body import INLINE_BYTES, Size, parse, read_body
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.follow import ModelFollower
 from service.metrics import Metrics
 from service.openapi import json_body, problem_responses
-from service.prepare import Limits, ScoringJob, check, prepare
-from service.schemas import BatchRequest, BatchResponse, ScoreRequest, ScoreResponse
+from service.prepare import CheckedRequest, Limits, ScoringJob, check, prepare
+from service.schemas import MAX_COLUMNS, BatchRequest, BatchResponse, ScoreRequest, ScoreResponse
 from service.scorer import Score
 from service.timing import Stages, slowest
 
+T = TypeVar("T")
 BAD_BODY = (400, 413, 415, 422, 500, 504)
 
 
@@ -37,6 +39,21 @@ class ScoringLimits:
     max_body_bytes: int
     timeout_ms: int
 
+    def largest_request(self, model: ActiveModel) -> Size:
+        """The most that one request within the limits has: candidates with all features, rows as objects."""
+        columns = len(model.bundle.catalogue.feature_columns)
+        values = (1 + columns) * self.request.max_candidates + 6 * self.request.max_history + 2 * MAX_COLUMNS
+        return Size(values, 3 + MAX_COLUMNS)
+
+    def largest_batch(self, model: ActiveModel) -> Size:
+        """The most that a batch has; of values shorter than 8 bytes no more than one request, or 8 bytes each allow."""
+        one = self.largest_request(model)
+        values = min(self.max_batch_requests * one.values, max(one.values, self.max_body_bytes // 8))
+        return Size(values, 1 + self.max_batch_requests * one.lists)
+
+
+Read = Callable[[bytes, ActiveModel, ScoringLimits], list[CheckedRequest]]
+
 
 class Scoring:
     """The scoring routes, with everything they need."""
@@ -45,13 +62,15 @@ class Scoring:
         self,
         follower: ModelFollower,
         batcher: Batcher[ScoringJob, Score],
-        executor: Executor,
+        parse_executor: Executor,
+        encode_executor: Executor,
         metrics: Metrics,
         limits: ScoringLimits,
     ) -> None:
         self._follower = follower
         self._batcher = batcher
-        self._executor = executor
+        self._parse_executor = parse_executor
+        self._encode_executor = encode_executor
         self._metrics = metrics
         self._limits = limits
 
@@ -76,53 +95,36 @@ class Scoring:
         return router
 
     async def score(self, request: Request) -> Response:
-        body = await read_body(request, self._limits.max_body_bytes)
         stages = Stages()
-        with stages.measure("parse"):
-            score_request = parse(body, ScoreRequest)
-        [answer] = await self._answers([score_request], [""], stages)
+        [checked] = await self._read(request, _read_one, stages)
+        [answer] = await self._answers([checked], stages)
         return self._respond(answer, stages)
 
     async def score_batch(self, request: Request) -> Response:
-        body = await read_body(request, self._limits.max_body_bytes)
         stages = Stages()
-        with stages.measure("parse"):
-            requests = parse(body, BatchRequest).requests
-        if len(requests) > self._limits.max_batch_requests:
-            limit = self._limits.max_batch_requests
-            raise InvalidRequest.at("/requests", f"has {len(requests)} requests, at most {limit} are taken: split it")
-        answers = await self._answers(requests, [f"/requests/{index}" for index in range(len(requests))], stages)
-        return self._respond({"results": answers}, stages)
+        checked = await self._read(request, _read_batch, stages)
+        return self._respond({"results": await self._answers(checked, stages)}, stages)
 
-    async def _answers(
-        self, requests: Sequence[ScoreRequest], pointers: Sequence[str], stages: Stages
-    ) -> list[dict[str, Any]]:
-        """One answer per request, all or none. `pointers`: where each stands in the body. Adds to `stages`."""
+    async def _read(self, request: Request, read: Read, stages: Stages) -> list[CheckedRequest]:
+        """The requests in a body, by `read`; of a large one on a thread, so that it delays nobody else's answer."""
+        body = await read_body(request, self._limits.max_body_bytes)
         model = self._follower.current
         with stages.measure("parse"):
-            for request, pointer in zip(requests, pointers, strict=True):
-                check(request, model, self._limits.request, pointer)
-        jobs = await self._score(requests, pointers, model, stages)
-        stages.update(slowest(job.stages for job, _ in jobs))
-        return [self._answer(request, job, score) for request, (job, score) in zip(requests, jobs, strict=True)]
+            if len(body) <= INLINE_BYTES:
+                return read(body, model, self._limits)
+            async with _deadline(self._limits.timeout_ms):
+                return await _on(self._parse_executor, read, body, model, self._limits)
 
-    async def _score(
-        self, requests: Sequence[ScoreRequest], pointers: Sequence[str], model: ActiveModel, stages: Stages
-    ) -> list[tuple[ScoringJob, Score]]:
-        """Raises DeadlineExceeded when the most patient of the callers would have left."""
-        timeout_ms = max(
-            min(request.timeout_ms or self._limits.timeout_ms, self._limits.timeout_ms) for request in requests
-        )
-        try:
-            async with asyncio.timeout(timeout_ms / 1e3):
-                with stages.measure("encode"):
-                    jobs = await asyncio.get_running_loop().run_in_executor(
-                        self._executor, _prepare_all, requests, model, pointers
-                    )
-                scores = await asyncio.gather(*(self._batcher.submit(job) for job in jobs))
-        except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {timeout_ms} ms: send fewer candidates, or wait longer") from None
-        return list(zip(jobs, scores, strict=True))
+    async def _answers(self, requests: Sequence[CheckedRequest], stages: Stages) -> list[dict[str, Any]]:
+        """One answer per request, all or none; as patient as the most patient of the callers. Adds to `stages`."""
+        most = self._limits.timeout_ms
+        async with _deadline(max(min(checked.request.timeout_ms or most, most) for checked in requests)):
+            with stages.measure("encode"):
+                jobs = await _on(self._encode_executor, _prepare_all, requests)
+            scores = await asyncio.gather(*(self._batcher.submit(job) for job in jobs))
+        stages.update(slowest(job.stages for job in jobs))
+        answered = zip(requests, jobs, scores, strict=True)
+        return [self._answer(checked.request, job, score) for checked, job, score in answered]
 
     def _answer(self, request: ScoreRequest, job: ScoringJob, score: Score) -> dict[str, Any]:
         self._count(job, score)
@@ -132,7 +134,7 @@ class Scoring:
             "generation": job.model.generation,
             "user_state": score.origin,
             "degraded": score.degraded,
-            "scores": scores_of(request, score.probabilities_B),
+            "scores": scores_of(request, score.logits_B, score.probabilities_B),
             "gap_rows": score.gap_rows,
             "unknown_candidates": job.unknown_candidates,
         }
@@ -151,13 +153,44 @@ class Scoring:
         return Response(content, media_type="application/json", headers={"server-timing": stages.server_timing()})
 
 
-def _prepare_all(requests: Sequence[ScoreRequest], model: ActiveModel, pointers: Sequence[str]) -> list[ScoringJob]:
-    return [prepare(request, model, pointer) for request, pointer in zip(requests, pointers, strict=True)]
+def _read_one(body: bytes, model: ActiveModel, limits: ScoringLimits) -> list[CheckedRequest]:
+    return [check(parse(body, ScoreRequest, limits.largest_request(model)), model, limits.request)]
 
 
-def scores_of(request: ScoreRequest, probabilities_B: npt.NDArray[np.float32]) -> Any:
-    """Probabilities in candidate order, float32; with top_k the best first, ties in the order of the request."""
+def _read_batch(body: bytes, model: ActiveModel, limits: ScoringLimits) -> list[CheckedRequest]:
+    requests = parse(body, BatchRequest, limits.largest_batch(model)).requests
+    if len(requests) > limits.max_batch_requests:
+        limit = limits.max_batch_requests
+        raise InvalidRequest.at("/requests", f"has {len(requests)} requests, at most {limit} are taken: split it")
+    return [check(request, model, limits.request, f"/requests/{index}") for index, request in enumerate(requests)]
+
+
+def _prepare_all(requests: Sequence[CheckedRequest]) -> list[ScoringJob]:
+    return [prepare(request) for request in requests]
+
+
+@asynccontextmanager
+async def _deadline(timeout_ms: int) -> AsyncIterator[None]:
+    """Raises DeadlineExceeded when the block takes longer."""
+    try:
+        async with asyncio.timeout(timeout_ms / 1e3):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(f"no answer within {timeout_ms} ms: send fewer candidates, or wait longer") from None
+
+
+async def _on(executor: Executor, function: Callable[..., T], *arguments: object) -> T:
+    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+
+
+def scores_of(
+    request: ScoreRequest, logits_B: npt.NDArray[np.float32], probabilities_B: npt.NDArray[np.float32]
+) -> Any:
+    """Probabilities in candidate order, float32; with top_k the best by logit first, ties in the order of the request.
+
+    Not by probability: those of the logits 18 and 25 are the same float32.
+    """
     if request.top_k is None:
         return probabilities_B
-    best = np.argsort(-probabilities_B, kind="stable")[: request.top_k]
+    best = np.argsort(-logits_B, kind="stable")[: request.top_k]
     return {"items": [request.candidates[index] for index in best], "scores": probabilities_B[best]}

@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from model.cache_format import check_model_id, check_prefix
+
 STORE_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -21,9 +23,7 @@ class Settings(BaseSettings):
     store_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey with the cache, by URL")
     key_prefix: str = Field("lrea", description="first part of every key in the store")
     bundles_dir: Path = Field(Path("bundles"), description="folder of bundles, one sub-folder per model_id")
-    model_id: str | None = Field(
-        None, pattern="^[0-9a-f]{12}$", description="what to serve while the store names nothing"
-    )
+    model_id: str | None = Field(None, description="what to serve while the store names nothing")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -40,6 +40,16 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(1.0, gt=0, description="how often to ask the store what is active")
     drain_seconds: float = Field(0.0, ge=0, description="time served on after SIGTERM, with /readyz at 503")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+
+    @field_validator("key_prefix")
+    @classmethod
+    def _usable_prefix(cls, prefix: str) -> str:
+        return check_prefix(prefix)
+
+    @field_validator("model_id")
+    @classmethod
+    def _form_of_a_model_id(cls, model_id: str | None) -> str | None:
+        return None if model_id is None else check_model_id(model_id)
 
     @field_validator("store_url")
     @classmethod

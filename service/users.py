@@ -3,10 +3,12 @@
 Nothing here awaits, and nothing here knows HTTP or the store.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,8 +19,33 @@ from model.ranker import UserState
 from service.active import ActiveModel
 from service.schemas import Behaviour
 
+T = TypeVar("T")
 Origin = Literal["cached", "recomputed", "empty"]
 Row = Id | Behaviour  # oldest first wherever there are several
+
+
+@dataclass(frozen=True, eq=False)
+class Recent:
+    """Behaviours since the record, in the form in which 100,000 of them cost a batch 0.1 ms."""
+
+    ids: Sequence[Id]
+    dated: npt.NDArray[np.bool_]
+    timestamps: npt.NDArray[np.int64]  # of a row without one: anything
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Recent":
+        times = [row.timestamp if type(row) is Behaviour else None for row in rows]
+        return cls(
+            ids=item_ids(rows),
+            dated=np.fromiter((time is not None for time in times), np.bool_, len(times)),
+            timestamps=np.fromiter((time or 0 for time in times), np.int64, len(times)),
+        )
+
+    def after(self, watermark: int | None) -> npt.NDArray[np.int64]:
+        """Places of the rows that a record up to `watermark` does not have; one without a timestamp is new."""
+        if watermark is None:
+            return np.arange(len(self.ids))
+        return np.flatnonzero(~self.dated | (self.timestamps > watermark))
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,30 +59,32 @@ class User:
     gap_rows: int  # behaviours that are neither in the short window nor in the long part
 
 
-def from_record(model: ActiveModel, record: UserRecord, recent: Sequence[Row]) -> User:
+def from_record(model: ActiveModel, record: UserRecord, recent: Recent) -> User:
     """The cached long part, with a short window that the recent behaviours have moved forward.
 
     Rows at or before the record's watermark are in it already and are dropped; rows without a timestamp are new because
     the caller says so. What falls out of the window is a gap until the next build: the long part stays as it is.
     """
-    ids = [*record.tail_ids, *_item_ids(row for row in recent if _is_after(row, record.watermark))]
     bundle = model.bundle
+    length = bundle.config.short_length
+    new = recent.after(record.watermark)
+    ids = [*record.tail_ids, *(recent.ids[place] for place in new[-length:])]
     return User(
         state=bundle.state_from_record(record).to(bundle.device),
         short=bundle.short_window(ids).to(bundle.device),
         user_codes=torch.from_numpy(record.user_codes).to(bundle.device, torch.int64),
         origin="cached",
-        gap_rows=max(0, len(ids) - bundle.config.short_length),
+        gap_rows=max(0, len(record.tail_ids) + len(new) - length),
     )
 
 
-def from_rows(model: ActiveModel, history: Sequence[Row], recent: Sequence[Row]) -> User:
+def from_rows(model: ActiveModel, history: Sequence[Id], recent: Recent) -> User:
     """A user compressed on the spot from his last L + S rows, all features of his unknown.
 
     Without history he is "empty", and the recent rows are all that is known of him.
     """
     bundle = model.bundle
-    ids = _item_ids([*history, *recent])
+    ids = newest([*history, *newest(recent.ids, model)], model)
     return User(
         state=bundle.state_from_history(ids).to(bundle.device),
         short=bundle.short_window(ids).to(bundle.device),
@@ -65,9 +94,12 @@ def from_rows(model: ActiveModel, history: Sequence[Row], recent: Sequence[Row])
     )
 
 
-def _item_ids(rows: Iterable[Row]) -> list[Id]:
-    return [row.item_id if isinstance(row, Behaviour) else row for row in rows]
+def newest(rows: Sequence[T], model: ActiveModel) -> Sequence[T]:
+    """The last L + S rows, all that the model reads."""
+    config = model.bundle.config
+    return rows[-(config.long_length + config.short_length) :]
 
 
-def _is_after(row: Row, watermark: int | None) -> bool:
-    return watermark is None or not isinstance(row, Behaviour) or row.timestamp > watermark
+def item_ids(rows: Sequence[Row]) -> list[Id]:
+    # By exact type: isinstance() asks pydantic's metaclass, 0.3 µs per row.
+    return [row.item_id if type(row) is Behaviour else row for row in rows]  # type: ignore[misc]

@@ -123,6 +123,26 @@ async def test_a_bad_work_does_not_fail_its_neighbours() -> None:
     assert scorer.batches == [["first"], ["a", "bad", "b"], ["a"], ["bad"], ["b"]]
 
 
+async def test_what_fails_around_the_scoring_ends_neither_the_loop_nor_somebody_s_wait() -> None:
+    class Unheard(Work):
+        def waited(self, seconds: float) -> None:
+            raise RuntimeError("does not listen")
+
+    class Forgetful(Scorer):
+        async def score(self, works: Sequence[Work]) -> list[str]:
+            return (await super().score(works))[: 1 if works[0].name == "b" else None]
+
+    scorer = Forgetful()
+    scorer.gate.set()
+    async with running(scorer) as batcher, asyncio.timeout(5):
+        with pytest.raises(RuntimeError, match="does not listen"):
+            await batcher.submit(Unheard("a"))
+        results = await asyncio.gather(*(batcher.submit(Work(name)) for name in "bc"), return_exceptions=True)
+        assert results[0] == "answer to b"
+        assert isinstance(results[1], ValueError), "one answer for two works"
+        assert await batcher.submit(Work("d")) == "answer to d"
+
+
 async def test_stopping_lets_nobody_wait_for_ever() -> None:
     scorer = Scorer()
     async with running(scorer) as batcher:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
-from service.errors import StartupError
+from model.bundle import load_bundle
+from service.errors import PublicationError, StartupError
+from service.follow import warm_up
 from tests.service.cache import Cache
 from tests.service.conftest import Serve
 from tests.tiny import item_id, tiny_bundle, tiny_data, user_id
@@ -118,6 +121,50 @@ def test_a_broken_bundle_is_refused(caches: tuple[Cache, Cache], serve: Serve) -
     other.publish({USER: HISTORY}, "second")
     wait_for(lambda: client.get("/readyz").json()["degraded"] == ["publication_refused"])
     assert served(client) == (one.bundle.model_id, "good", "cached")
+
+
+@pytest.mark.parametrize(
+    "broken", ["service.active.load_bundle", "service.follow._score_nobody", "service.follow.activate"]
+)
+def test_a_bundle_that_fails_unexpectedly_is_refused_once_and_tried_again(
+    caches: tuple[Cache, Cache],
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+) -> None:
+    one, other = caches
+    one.publish({USER: HISTORY}, "good")
+    client = serve(one, poll_seconds=0.02)
+    monkeypatch.setattr("service.follow.RETRY_S", 0.1)
+    tries: list[str] = []
+
+    def fail(*_: object) -> None:
+        tries.append(broken)
+        raise MemoryError("not enough of it")
+
+    monkeypatch.setattr(broken, fail)
+    other.publish({USER: HISTORY}, "second")
+    wait_for(lambda: len(tries) >= 3)
+    assert "MemoryError: not enough of it" in caplog.text
+    assert caplog.text.count("what is published cannot be served") == 1
+    assert "lrea_refused_publications_total 1.0" in client.get("/metrics").text
+    assert served(client) == (one.bundle.model_id, "good", "cached")
+    monkeypatch.undo()
+    monkeypatch.setattr("service.follow.RETRY_S", 0.1)
+    wait_for(lambda: served(client) == (other.bundle.model_id, "second", "cached"))
+    assert client.get("/readyz").json()["degraded"] == []
+
+
+@pytest.mark.parametrize("place", ["mlp", "item_embedding"])
+def test_a_bundle_whose_scores_are_not_numbers_is_refused(int_bundles: Path, place: str) -> None:
+    [folder] = int_bundles.iterdir()
+    bundle = load_bundle(folder)
+    warm_up(bundle)
+    weights = [tensor for name, tensor in bundle.ranker.named_parameters() if name.startswith(place)][-1]
+    weights[-1] = torch.nan  # of the embeddings: an item's that the warm-up does not score
+    with pytest.raises(PublicationError, match="not finite"):
+        warm_up(bundle)
 
 
 def test_a_start_with_nothing_to_serve_says_what_to_do(

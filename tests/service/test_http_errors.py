@@ -202,7 +202,20 @@ def test_request_ids_are_echoed_or_made(client: httpx.Client) -> None:
 
 def test_many_mistakes_are_told_briefly(client: httpx.Client) -> None:
     body = problem(client.post("/v1/score", json=GOOD | {"candidates": [None] * 2000}), 422, "invalid-request")
-    assert len(body["errors"]) == 20
+    assert [error["pointer"] for error in body["errors"]] == ["/candidates/0"], "a list ends at its first wrong element"
+    unknown = {f"field-{number}": 1 for number in range(30)}
+    body = problem(client.post("/v1/score", json=GOOD | unknown), 422, "invalid-request")
+    assert (len(body["errors"]), body["detail"]) == (20, "30 fields are not valid")
+    unknown = {f"f{number}": 1 for number in range(1500)}
+    body = problem(client.post("/v1/score", json=GOOD | unknown), 422, "invalid-request")
+    assert (body["detail"], "errors" in body) == ("1500 fields are not valid: see /docs for those of this route", False)
+
+
+@pytest.mark.parametrize("field", ["context", "candidate_features"])
+def test_columns_have_a_limit(client: httpx.Client, field: str) -> None:
+    columns: dict[str, Any] = {f"c{number}": [] if field == "candidate_features" else 1 for number in range(257)}
+    body = problem(client.post("/v1/score", json=GOOD | {field: columns}), 422, "invalid-request")
+    assert [error["pointer"] for error in body["errors"]] == [f"/{field}"]
 
 
 def test_an_unexpected_failure_is_a_plain_500(cache: Cache, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from urllib.parse import quote
 import pytest
 
 from model.cache_format import encode
+from service.batcher import Batcher
 from tests.service.cache import GENERATION, WATERMARK, Cache
 from tests.service.conftest import Serve
 from tests.tiny import item_id, user_id
@@ -104,3 +105,21 @@ def test_health_and_metrics_answer_directly(cache: Cache, serve: Serve) -> None:
         'lrea_stage_seconds_bucket{le="0.0001",stage="parse"}',
     ):
         assert line in answer.text
+
+
+def test_a_batcher_that_died_fails_the_probes(
+    cache: Cache, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing that it is given can end it (test_batcher); here its own code is broken, under a running service."""
+    cache.publish({USER: HISTORY})
+    client = serve(cache)
+    request = {"user_id": USER, "candidates": HISTORY, "timeout_ms": 100}
+    assert client.post("/v1/score", json=request).status_code == 200
+    monkeypatch.setattr(Batcher, "_take", lambda self: 1 / 0)
+    assert client.post("/v1/score", json=request).status_code >= 500
+    answer = client.get("/livez")
+    assert (answer.status_code, answer.json()) == (503, {"status": "dead"})
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (503, "dead")
+    assert "the batcher ended, and /livez fails from now on: restart the service" in caplog.text
+    assert "ZeroDivisionError" in caplog.text

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from tests.conftest import free_port
 from tests.service.cache import Cache
@@ -79,6 +80,11 @@ def test_it_serves_drains_and_stops(cache: Cache) -> None:
         ({"port": 70_000}, "LREA_PORT"),
         ({"store_url": "http://user:hunter2@cache"}, "LREA_STORE_URL"),
         ({"key_prefix": "a b"}, "LREA_KEY_PREFIX"),
+        pytest.param(
+            {"device": "cuda"},
+            "LREA_DEVICE",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         ({}, "no bundle in"),
     ],
 )

@@ -74,9 +74,18 @@ def test_top_k_is_best_first(published: Cache, serve: Serve) -> None:
 def test_ties_are_in_input_order() -> None:
     request = ScoreRequest(user_id=1, candidates=[10, 11, 12, 13, 14], top_k=4)
     probabilities = np.array([0.5, 0.25, 0.5, 1.0, 0.5], np.float32)
-    best = scores_of(request, probabilities)
+    best = scores_of(request, np.array([0, -1, 0, 20, 0], np.float32), probabilities)
     assert best["items"] == [13, 10, 12, 14]
     assert best["scores"].tolist() == [1.0, 0.5, 0.5, 0.5]
+
+
+def test_the_best_is_best_where_probabilities_are_all_one() -> None:
+    """In float32 the probability of every logit above 17 is 1."""
+    logits = np.array([17.5, 18, 25], np.float32)
+    probabilities = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    assert probabilities.tolist() == [1, 1, 1]
+    best = scores_of(ScoreRequest(user_id=1, candidates=[1, 2, 3], top_k=2), logits, probabilities)
+    assert best["items"] == [3, 2]
 
 
 def test_unknown_candidates_are_counted_and_scored(published: Cache, serve: Serve) -> None:
@@ -125,6 +134,30 @@ def test_a_long_history_is_cut_to_the_newest_rows(published: Cache, serve: Serve
         for history in (HISTORY, HISTORY[-rows:])
     ]
     assert answers[0] == answers[1]
+
+
+def test_many_recent_rows_are_cut_to_what_counts(published: Cache, serve: Serve) -> None:
+    """Behind a history they may push all of it out, and the user still has one; else they are counted as a gap."""
+    rows = published.bundle.config.long_length + published.bundle.config.short_length
+    recent: list[Any] = [OTHER_HISTORY[number % 20] for number in range(3 * rows)]
+    client = serve(published)
+    request = {"user_id": USER, "candidates": CANDIDATES, "recent_items": recent}
+    body = client.post("/v1/score", json=request | {"history": HISTORY}).json()
+    assert (body["user_state"], body["gap_rows"]) == ("recomputed", 0)
+    assert_logits(body, published.logits_of_history(recent, CANDIDATES))
+    body = client.post("/v1/score", json=request).json()
+    assert (body["user_state"], body["gap_rows"]) == ("cached", 3 * rows)
+    assert_logits(body, published.logits(USER, CANDIDATES, window=recent[-4:]))
+    dated = [{"item_id": item, "timestamp": WATERMARK - 40 + number} for number, item in enumerate(recent)]
+    body = client.post("/v1/score", json=request | {"recent_items": dated}).json()
+    assert body["gap_rows"] == 3 * rows - 41, "those up to the watermark are in the record"
+
+
+def test_an_empty_history_is_a_history(published: Cache, serve: Serve) -> None:
+    request = {"user_id": USER, "candidates": CANDIDATES, "history": [], "recent_items": HISTORY[:3]}
+    body = serve(published).post("/v1/score", json=request).json()
+    assert (body["user_state"], body["degraded"], body["gap_rows"]) == ("empty", [], 0)
+    assert_logits(body, published.logits_of_history(HISTORY[:3], CANDIDATES))
 
 
 def test_a_stranger_is_scored_from_nothing(published: Cache, serve: Serve) -> None:

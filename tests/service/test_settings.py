@@ -27,6 +27,8 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LREA_STORE_URL", ""),
         ("LREA_MODEL_ID", "../../etc"),
         ("LREA_MODEL_ID", "ABCDEF012345"),
+        ("LREA_MODEL_ID", "0123456789ab\n"),
+        ("LREA_KEY_PREFIX", "{a}"),
         ("LREA_PORT", "65536"),
         ("LREA_DEVICE", "tpu"),
         ("LREA_MAX_CANDIDATES", "0"),
