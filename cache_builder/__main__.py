@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Annotated, Any
 
 import orjson
-import torch
 import typer
 
 from cache_builder.build import BuildOptions, build
@@ -28,9 +27,10 @@ from cache_builder.errors import BuilderError, InputError
 from cache_builder.status import read_status
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
-from model.behaviours import DataError, read_log
-from model.bundle import BundleError, load_bundle
-from model.cache_format import PRECISIONS, ManifestError, Precision, check_prefix
+from model.behaviours import read_log
+from model.bundle import load_bundle
+from model.cache_format import PRECISIONS, Precision, check_prefix
+from model.device import choose_device
 from model.progress import Reporter, stderr_reporter
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
@@ -63,8 +63,8 @@ def build_command(
 ) -> None:
     """Write a new generation, verify it, and only then publish it."""
     with _outcome() as reporter:
-        options = BuildOptions(_prefix(key_prefix), as_of, _precision(precision), batch_users)
-        model, log = load_bundle(bundle, _device(device)), read_log(data)
+        options = BuildOptions(check_prefix(key_prefix), as_of, _precision(precision), batch_users)
+        model, log = load_bundle(bundle, choose_device(device)), read_log(data)
         with open_store(store) as opened:
             summary = build(model, log, opened, options, reporter)
     _print_json(summary.as_dict())
@@ -82,8 +82,8 @@ def verify_command(
 ) -> None:
     """Compress the data anew and compare every published record with it."""
     with _outcome() as reporter:
-        prefix = _prefix(key_prefix)
-        model, log = load_bundle(bundle, _device(device)), read_log(data)
+        prefix = check_prefix(key_prefix)
+        model, log = load_bundle(bundle, choose_device(device)), read_log(data)
         with open_store(store) as opened:
             manifest = read_published(opened, prefix, model.model_id, as_of)
             users = check_against_data(opened, prefix, model, log, manifest, batch_users, reporter)
@@ -94,7 +94,7 @@ def verify_command(
 def status_command(store: StoreUrl = DEFAULT_STORE, key_prefix: KeyPrefix = "lrea") -> None:
     """What is published, what it holds, and who is building."""
     with _outcome() as reporter, open_store(store) as opened:
-        found = read_status(opened, _prefix(key_prefix))
+        found = read_status(opened, check_prefix(key_prefix))
         for line in found.lines():
             reporter.note(line)
     _print_json(found.as_dict())
@@ -119,9 +119,9 @@ def _outcome() -> Iterator[Reporter]:
     before = signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is a person's Ctrl-C
     try:
         yield reporter
-    except (BuilderError, BundleError, DataError, ManifestError) as error:
+    except (BuilderError, ValueError, OSError) as error:  # ValueError: a bundle, data or a pointer that cannot be read
         reporter.close()  # before the message, or the bar would be drawn over it
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(EXIT_FAILED) from error
     except KeyboardInterrupt:
         reporter.close()
@@ -147,27 +147,11 @@ def _watch(url: str) -> None:
             return
 
 
-def _prefix(text: str) -> str:
-    try:
-        return check_prefix(text)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
 def _precision(text: str) -> Precision:
     for precision in PRECISIONS:
         if text == precision:
             return precision
     raise InputError(f"precision {text!r} is unknown: wanted one of {', '.join(PRECISIONS)}")
-
-
-def _device(text: str) -> torch.device:
-    if text not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device {text!r} is unknown: wanted auto, cpu or cuda")
-    has_cuda = torch.cuda.is_available()
-    if text == "cuda" and not has_cuda:
-        raise InputError("device is cuda, but torch finds no GPU here: wanted auto or cpu")
-    return torch.device("cuda" if has_cuda and text != "cpu" else "cpu")
 
 
 def _print_json(value: dict[str, Any]) -> None:

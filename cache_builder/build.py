@@ -1,6 +1,7 @@
 """The job: a bundle and a data folder become a generation in the store, published only when it is whole.
 
-    check what goes in → lock → write records and manifest → read everything back → flip the pointer → unlock
+    check what goes in → lock → delete leftovers → write records and manifest → read everything back → flip the pointer
+    → let what fell out of it expire → unlock
 
 Whatever fails, Ctrl-C included, the pointer is untouched and the generation is deleted. Where the store cannot be
 reached for that, or the builder itself is killed, the next build deletes it.
@@ -8,16 +9,18 @@ reached for that, or the builder itself is killed, the next build deletes it.
 
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from cache_builder.errors import InputError, LockHeldError, StoreError, VerifyError
+from cache_builder.errors import BuilderError, InputError, LockHeldError, StoreError, VerifyError
 from cache_builder.ledger import Ledger
 from cache_builder.lock import LOCK_TTL_S, BuildLock
-from cache_builder.publish import flip, read_active, sweep, withdraw
+from cache_builder.publish import flip, read_active
 from cache_builder.records import make_records
+from cache_builder.removal import retire, sweep, withdraw
 from cache_builder.store import Store
 from cache_builder.verify import check_written
 from cache_builder.writer import Writer
@@ -36,7 +39,7 @@ from model.cache_format import (
     new_generation,
 )
 from model.progress import Reporter
-from model.user_batches import count_users, iterate_users
+from model.user_batches import UserBatch, count_users, iterate_users
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,23 @@ class Summary:
 
 
 def build(bundle: Bundle, log: InteractionLog, store: Store, options: BuildOptions, reporter: Reporter) -> Summary:
-    """Write, verify and publish a new generation. Raises BuilderError, or ManifestError for a broken pointer."""
+    """Write, verify and publish a new generation.
+
+    Raises BuilderError, DataError if the log does not fit the bundle, or ManifestError for a broken pointer.
+    """
     started = time.monotonic()
     users = check_inputs(bundle, log, options)
+    batches, source = iterate_users(log, bundle, options.as_of, options.batch_users), log.source_fingerprint()
     published = Published(bundle.model_id, new_generation(datetime.now(UTC)))
     lock = BuildLock(store, options.key_prefix, published, options.lock_ttl_s)
-    job = _Job(bundle, log, store, options, reporter, published, lock)
+    job = _Job(bundle, source, store, options, reporter, published, lock)
     try:
         lock.acquire()
-        sweep(store, options.key_prefix, published, reporter.note)
         replaced = read_active(store, options.key_prefix)
-        manifest = job.write(users)
+        sweep(store, options.key_prefix, lock, reporter.note)
+        manifest = job.write(users, batches)
         pointer = flip(store, options.key_prefix, lock, replaced, published)
+        job.retire()
     except LockHeldError:
         raise
     except BaseException:  # Ctrl-C too
@@ -94,12 +102,6 @@ def build(bundle: Bundle, log: InteractionLog, store: Store, options: BuildOptio
 
 def check_inputs(bundle: Bundle, log: InteractionLog, options: BuildOptions) -> int:
     """The number of users to build. Raises InputError if bundle, data and options do not fit together."""
-    for what, found, wanted in (("user", log.user_kind, bundle.user_kind), ("item", log.item_kind, bundle.item_kind)):
-        if found != wanted:
-            raise InputError(
-                f"{log.folder} has {what} ids of kind {found}, model {bundle.model_id} was trained on {wanted}: "
-                f"give the data that fits the model, or train on this"
-            )
     cut = bundle.metadata.get("as_of")
     if options.as_of is not None and cut is not None and options.as_of < cut:
         raise InputError(
@@ -118,17 +120,17 @@ class _Job:
     """One build of one generation."""
 
     bundle: Bundle
-    log: InteractionLog
+    source: dict[str, str]  # fingerprint of each file that the log is from
     store: Store
     options: BuildOptions
     reporter: Reporter
     published: Published
     lock: BuildLock
 
-    def write(self, users: int) -> Manifest:
+    def write(self, users: int, batches: Iterator[UserBatch]) -> Manifest:
         """Write and verify all records and the manifest. Only the flip is missing after it."""
         built_at_ms = time.time_ns() // 1_000_000
-        ledger = self._write_records(users, built_at_ms)
+        ledger = self._write_records(users, batches, built_at_ms)
         if len(ledger) != users:
             raise VerifyError(
                 f"{len(ledger)} records were written for {users} users: nothing was published, build again"
@@ -136,14 +138,17 @@ class _Job:
         manifest = self._manifest(ledger, built_at_ms)
         key = manifest_key(self.options.key_prefix, self.published.model_id, self.published.generation)
         self.store.set_many([(key, manifest.to_json())])
-        check_written(self.store, self.options.key_prefix, manifest, ledger, self.bundle.record_shape, self.reporter)
+        check_written(
+            self.store, self.options.key_prefix, manifest, ledger, self.bundle.record_shape, self.reporter,
+            self.lock.renew,
+        )  # fmt: skip
         return manifest
 
-    def _write_records(self, users: int, built_at_ms: int) -> Ledger:
+    def _write_records(self, users: int, batches: Iterator[UserBatch], built_at_ms: int) -> Ledger:
         self.reporter.start("write", users, "users")
         writer = Writer(self.store, self.options.key_prefix, self.published)
-        for batch in iterate_users(self.log, self.bundle, self.options.as_of, self.options.batch_users):
-            self.lock.check()
+        for batch in batches:
+            self.lock.renew()  # asks the store: whoever else has the lock deletes what we write
             for record in make_records(self.bundle, batch, self.published, built_at_ms):
                 self._put(writer, record)
             self.reporter.advance(len(batch.user_ids))
@@ -169,7 +174,7 @@ class _Job:
             built_at_ms=built_at_ms,
             user_kind=self.bundle.user_kind,
             shape=self.bundle.record_shape,
-            source=self.log.source_fingerprint(),
+            source=self.source,
             versions=_versions(),
         )
 
@@ -181,6 +186,13 @@ class _Job:
                 self.reporter.note(f"generation {generation} had been published when this was interrupted: it stays")
         except (StoreError, ManifestError) as error:
             self.reporter.note(f"what was written of generation {generation} stays until the next build: {error}")
+
+    def retire(self) -> None:
+        """After the flip: let what fell out of the pointer expire, or say that it waits."""
+        try:
+            retire(self.store, self.options.key_prefix, self.lock)
+        except BuilderError as error:
+            self.reporter.note(f"published, but older generations keep their memory until the next build: {error}")
 
     def release(self) -> None:
         """After a success: let the next build begin."""

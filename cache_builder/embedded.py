@@ -70,7 +70,7 @@ def _running(folder: Path, port: int, url: str) -> Iterator[str]:
         yield url
     finally:
         try:
-            with Store(url) as store:
+            with Store(url, STOP_TIMEOUT_S) as store:
                 store.save()
         except StoreError:
             if server.is_running():

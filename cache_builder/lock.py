@@ -1,7 +1,8 @@
 """The build lock: who may publish.
 
 It expires, so that a builder that died does not stop the next one, and a thread renews it for as long as its holder
-lives. A builder that was suspended past its expiry finds out when it renews, and its flip is refused in any case.
+lives. A builder that was suspended past its expiry finds out when it renews; what it would flip or sweep in between is
+refused on the server.
 
 Each script recognises its own earlier success, because a broken connection makes the client repeat it.
 """
@@ -21,6 +22,7 @@ from model.cache_format import ActivePointer, Published, active_key, lock_key, u
 
 LOCK_TTL_S = 60.0
 RENEWALS_PER_TTL = 4
+LOST = "the build lock expired or was taken over during the build: look who builds, then build again"
 JOIN_S = 2.0  # a renewal may be waiting for a store that hangs; it harms nobody, since the lock's value is gone
 
 # Taking the lock and noting the generation are one step: what is written later is on record before its first byte.
@@ -61,7 +63,8 @@ class BuildLock:
     """The lock of one build of one generation. `acquire`, then `release` in every case."""
 
     def __init__(self, store: Store, prefix: str, building: Published, ttl_s: float = LOCK_TTL_S) -> None:
-        self._store, self._prefix, self._building, self._ttl_s = store, prefix, building, ttl_s
+        self._store, self._prefix, self._ttl_s = store, prefix, ttl_s
+        self.building = building
         self._key = lock_key(prefix)
         self.value = LockValue(
             holder=f"{socket.gethostname()}:{os.getpid()}",
@@ -76,7 +79,7 @@ class BuildLock:
     def acquire(self) -> None:
         """Take the lock and begin to renew it. Raises LockHeldError, naming the holder."""
         keys = [self._key, unpublished_key(self._prefix)]
-        held = self._store.run(_ACQUIRE, keys, [self.value, self._ttl_ms, member(self._building)])
+        held = self._store.run(_ACQUIRE, keys, [self.value, self._ttl_ms, member(self.building)])
         if held is not None:
             raise LockHeldError(f"another build is running, {describe(held)}: wait until it ends or its lock expires")
         self._thread.start()
@@ -84,9 +87,7 @@ class BuildLock:
     def check(self) -> None:
         """Raise LockLostError if the lock is known to be no longer ours."""
         if self._lost.is_set():
-            raise LockLostError(
-                "the build lock expired or was taken over during the build: look who builds, then build again"
-            )
+            raise LockLostError(LOST)
 
     def renew(self) -> None:
         """Put the expiry off. Raises LockLostError if the lock is not ours."""
@@ -117,8 +118,14 @@ class BuildLock:
 
 
 def member(published: Published) -> str:
-    """A generation in the set of unpublished ones."""
+    """A generation in a set of generations."""
     return f"{published.model_id}:{published.generation}"
+
+
+def from_member(name: bytes) -> Published:
+    """The generation that `member` named."""
+    model_id, _, generation = name.decode().partition(":")
+    return Published(model_id, generation)
 
 
 def describe(value: bytes) -> str:

@@ -26,17 +26,21 @@ THIRD_PARTY_ERRORS: tuple[type[Exception], ...] = (
     OSError,
 )
 
+# All attempts of one call together stay below the lock's 60 s, so that a store that hangs for one call costs no lock.
 CONNECT_TIMEOUT_S = 5.0
-SOCKET_TIMEOUT_S = 60.0  # a script or a save may take that long on a loaded server; a batch job can wait
-RETRIES = 3  # every write here may be repeated: a SET is idempotent and the scripts recognise their own success
-SCAN_COUNT = 5_000
+SOCKET_TIMEOUT_S = 10.0
+RETRIES = 2  # every write here may be repeated: a SET is idempotent and the scripts recognise their own success
+SCAN_COUNT = 1_000  # keys looked at per call: at 5,000 the server answered nobody for 2 ms
 
 
 class Store:
     """One store, open. Every method raises StoreError."""
 
-    def __init__(self, url: str) -> None:
-        """url: redis://, rediss:// or unix://. Raises StoreError on another one; connects on first use."""
+    def __init__(self, url: str, timeout_s: float = SOCKET_TIMEOUT_S) -> None:
+        """url: redis://, rediss:// or unix://; timeout_s: of one answer. Connects on first use.
+
+        Raises StoreError on another URL.
+        """
         self.name = redacted(url)
         try:
             # RESP2: with RESP3 redis-py 8 skips its check for unread data on a pooled connection, and a connection
@@ -44,7 +48,7 @@ class Store:
             self._redis: Any = redis.Redis.from_url(
                 url,
                 protocol=2,
-                socket_timeout=SOCKET_TIMEOUT_S,
+                socket_timeout=timeout_s,
                 socket_connect_timeout=CONNECT_TIMEOUT_S,
                 retry=Retry(ExponentialBackoff(cap=2, base=0.1), RETRIES),
             )
@@ -91,15 +95,24 @@ class Store:
                 if isinstance(answer, Exception):
                     raise answer
 
-    def delete_all(self, key_prefix: str) -> int:
-        """Delete every key that begins with `key_prefix`, by walking the key space; the number deleted."""
-        deleted = 0
+    def delete(self, keys: Sequence[bytes]) -> None:
+        """Delete keys, whether or not they are there."""
         with self._translated("delete"):
-            for keys in self._scan(key_prefix):
-                deleted += self._redis.unlink(*keys)
-        return deleted
+            self._redis.unlink(*keys)
 
-    def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
+    def scan(self, key_prefix: str, size: int) -> Iterator[list[bytes]]:
+        """Every key that begins with `key_prefix`, some perhaps twice, at most `size` at a time.
+
+        Walks the whole key space; keys that are written or deleted meanwhile may or may not be found.
+        """
+        pattern = "".join(f"\\{character}" if character in "*?[]\\^" else character for character in key_prefix) + "*"
+        cursor = None
+        while cursor != 0:
+            with self._translated("read"):
+                cursor, keys = self._redis.scan(cursor or 0, match=pattern, count=SCAN_COUNT)
+            yield from (keys[start : start + size] for start in range(0, len(keys), size))
+
+    def run(self, script: str, keys: Sequence[str | bytes], arguments: Sequence[str | bytes | int]) -> Any:
         """The answer of a Lua script. It may run twice if the connection breaks: it must be written for that."""
         with self._translated("run a script"):
             return self._redis.eval(script, len(keys), *keys, *arguments)
@@ -118,16 +131,6 @@ class Store:
         """Write everything to the server's disk before returning."""
         with self._translated("save"):
             self._redis.save()
-
-    def _scan(self, key_prefix: str) -> Iterator[list[bytes]]:
-        pattern = "".join(f"\\{character}" if character in "*?[]\\^" else character for character in key_prefix) + "*"
-        cursor = 0
-        while True:
-            cursor, keys = self._redis.scan(cursor, match=pattern, count=SCAN_COUNT)
-            if keys:
-                yield keys
-            if cursor == 0:
-                return
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:

@@ -5,6 +5,7 @@ decodes it as the service will. `check_against_data` compresses the data anew an
 that: it also finds what a build got wrong.
 """
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import numpy as np
@@ -39,14 +40,21 @@ SUMMATION_ERROR = 1e-6
 
 
 def check_written(
-    store: Store, prefix: str, manifest: Manifest, ledger: Ledger, shape: RecordShape, reporter: Reporter
-) -> None:
-    """Raise VerifyError, naming the user, unless the store holds exactly what the ledger says, and its manifest."""
+    store: Store, prefix: str, manifest: Manifest, ledger: Ledger, shape: RecordShape, reporter: Reporter,
+    check_lock: Callable[[], None],
+) -> None:  # fmt: skip
+    """Raise VerifyError, naming the user, unless the store holds exactly what the ledger says, and its manifest.
+
+    `check_lock` raises if the lock is not ours. It is asked after each read and before it is judged: whoever took the
+    lock over deletes what we wrote, and what is missing then is no fault of the store.
+    """
     published = Published(manifest.model_id, manifest.generation)
     reporter.start("verify", len(ledger), "users")
     for entries in ledger.chunks(READ_USERS):
-        found = _read(store, prefix, published, [entry.user_id for entry in entries])
-        for entry, data in zip(entries, found, strict=True):
+        user_ids = [entry.user_id for entry in entries]
+        found = _read(store, prefix, published, user_ids)
+        check_lock()
+        for entry, data in zip(entries, _present(store, user_ids, found), strict=True):
             if len(data) != entry.size or digest(data) != entry.digest:
                 raise VerifyError(
                     f"the record of user {entry.user_id!r} ({len(data)} bytes) is not the one that was written "
@@ -54,7 +62,9 @@ def check_written(
                 )
             _decode(data, published, entry.user_id, shape)
         reporter.advance(len(entries))
-    if read_manifest(store, prefix, published) != manifest:
+    found_manifest = read_manifest(store, prefix, published)
+    check_lock()
+    if found_manifest != manifest:
         raise VerifyError(f"the manifest in {store.name} is not the one that was written: build again")
 
 
@@ -93,7 +103,7 @@ def check_against_data(
     published = Published(manifest.model_id, manifest.generation)
     reporter.start("verify", manifest.users, "users")
     for batch in iterate_users(log, bundle, manifest.as_of, batch_users):
-        found = _read(store, prefix, published, batch.user_ids)
+        found = _present(store, batch.user_ids, _read(store, prefix, published, batch.user_ids))
         for wanted, data in zip(make_records(bundle, batch, published, 0), found, strict=True):
             record = _decode(data, published, wanted.user_id, bundle.record_shape)
             _check_same(record, wanted, manifest.precision)
@@ -112,17 +122,19 @@ def _check_manifest(bundle: Bundle, log: InteractionLog, manifest: Manifest) -> 
         raise VerifyError(f"the manifest counts {manifest.users} users, the data has {users}: build the cache again")
 
 
-def _read(store: Store, prefix: str, published: Published, user_ids: list[Id]) -> list[bytes]:
+def _read(store: Store, prefix: str, published: Published, user_ids: list[Id]) -> list[bytes | None]:
     keys = [record_key(prefix, published.model_id, published.generation, user_id) for user_id in user_ids]
-    found: list[bytes] = []
-    for user_id, data in zip(user_ids, store.get_many(keys), strict=True):
-        if data is None:
-            raise VerifyError(
-                f"the record of user {user_id!r} is not in {store.name}: see whether it evicts keys "
-                "(maxmemory-policy should be noeviction), then build again"
-            )
-        found.append(data)
-    return found
+    return store.get_many(keys)
+
+
+def _present(store: Store, user_ids: list[Id], found: list[bytes | None]) -> list[bytes]:
+    present = [data for data in found if data is not None]
+    if len(present) < len(found):
+        raise VerifyError(
+            f"the record of user {user_ids[found.index(None)]!r} is not in {store.name}: see whether it evicts keys "
+            "(maxmemory-policy should be noeviction), then build again"
+        )
+    return present
 
 
 def _decode(data: bytes, published: Published, user_id: Id, shape: RecordShape) -> UserRecord:

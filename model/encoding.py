@@ -78,7 +78,10 @@ def _require(log: InteractionLog, file: str, table: pa.Table, wanted: Mapping[st
 
 def _codes(path: Path, name: str, column: pa.ChunkedArray, vocabulary: Vocabulary) -> Tensor:
     """Codes of a column, int64 [n], each distinct value looked up once."""
-    encoded = column.combine_chunks().dictionary_encode()
+    try:
+        encoded = column.combine_chunks().dictionary_encode()
+    except pa.ArrowNotImplementedError as error:  # a list, a struct
+        raise DataError(f"{path}: column {name!r} is {column.type}, wanted integers or strings: bucket it") from error
     try:
         known_codes = vocabulary.encode(id_list(encoded.dictionary))[0]
     except ValueError as error:

@@ -19,11 +19,11 @@ import math
 import torch
 from torch import Tensor
 
+from model.cache_format.shape import SKETCH_TABLES, sketch_width
 from model.identifiers import NULL_HASH
 
 COUNT_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 FEATURES_PER_COLUMN = 3
-_TABLES = 2
 _MAX_AGE_CODE = 15
 _LOW_32_BITS = 0xFFFFFFFF
 
@@ -33,11 +33,6 @@ def check_cells(cells: tuple[int, ...]) -> None:
     for size in cells:
         if not 2 <= size <= 2**31 or size & (size - 1):
             raise ValueError(f"a sketch table has {size} cells: wanted a power of two between 2 and 2^31")
-
-
-def sketch_width(cells: tuple[int, ...]) -> int:
-    """M: cells (and bytes) of one user's sketch, for `cells` per table and column."""
-    return _TABLES * sum(cells)
 
 
 def build_sketch(hashes_UNC: Tensor, cells: tuple[int, ...]) -> Tensor:
@@ -52,7 +47,7 @@ def build_sketch(hashes_UNC: Tensor, cells: tuple[int, ...]) -> Tensor:
     # One bin past the sketch swallows what is missing, so that no mask has to be gathered.
     slots = torch.where(present_UNC.unsqueeze(-1), index_UNCT, width).reshape(users, -1)
     ages = torch.arange(rows, device=hashes_UNC.device).view(1, rows, 1, 1)
-    ages = ages.expand(users, rows, columns, _TABLES).reshape(users, -1)
+    ages = ages.expand(users, rows, columns, SKETCH_TABLES).reshape(users, -1)
     counts_UM = torch.zeros(users, width + 1, dtype=torch.int64, device=hashes_UNC.device)
     counts_UM.scatter_add_(1, slots, torch.ones_like(slots))
     newest_UM = torch.full_like(counts_UM, rows).scatter_reduce_(1, slots, ages, "amin")
@@ -67,7 +62,7 @@ def read_sketch(sketch_UM: Tensor, hashes_UKC: Tensor, cells: tuple[int, ...]) -
     """
     index_UKCT, present_UKC = _cell_index(hashes_UKC, cells)
     users, candidates, columns = hashes_UKC.shape
-    cells_UKCT = sketch_UM.gather(1, index_UKCT.reshape(users, -1)).reshape(users, candidates, columns, _TABLES)
+    cells_UKCT = sketch_UM.gather(1, index_UKCT.reshape(users, -1)).reshape(users, candidates, columns, SKETCH_TABLES)
     count_codes = (cells_UKCT >> 4).amin(-1).long() * present_UKC
     age_codes = (cells_UKCT & 15).amax(-1).long()
     log_counts = torch.tensor(_LOG_COUNT_OF_CODE, device=sketch_UM.device)[count_codes]
@@ -103,7 +98,7 @@ def _cell_index(hashes: Tensor, cells: tuple[int, ...]) -> tuple[Tensor, Tensor]
     if hashes.shape[-1] != len(cells):
         raise ValueError(f"hashes of {hashes.shape[-1]} columns for a sketch of {len(cells)}: use the bundle's columns")
     size = torch.tensor(cells, device=hashes.device, dtype=torch.int64)
-    start = _TABLES * (size.cumsum(0) - size)
+    start = SKETCH_TABLES * (size.cumsum(0) - size)
     halves = torch.stack([hashes & _LOW_32_BITS, (hashes >> 32) & _LOW_32_BITS], dim=-1)
     tables = torch.stack([start, start + size], dim=-1)
     return (halves & (size - 1).unsqueeze(-1)) + tables, hashes != NULL_HASH

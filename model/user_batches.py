@@ -40,7 +40,7 @@ def count_users(log: InteractionLog, as_of: int | None) -> int:
 def iterate_users(log: InteractionLog, bundle: Bundle, as_of: int | None, batch_users: int) -> Iterator[UserBatch]:
     """Users that have a behaviour as of T (None: all behaviours), by rising id, `batch_users` at a time.
 
-    Raises DataError if the log's ids or columns are not the bundle's.
+    Raises DataError, before the first batch is asked for, if the log's ids or columns are not the bundle's.
     """
     if log.user_kind != bundle.user_kind:
         found, wanted = log.user_kind, bundle.user_kind
@@ -50,8 +50,10 @@ def iterate_users(log: InteractionLog, bundle: Bundle, as_of: int | None, batch_
     encoded = encode_log(log, bundle.catalogue, bundle.user_features, bundle.context_features)
     histories = frozen_or_live(log, as_of)
     users = np.flatnonzero(np.diff(histories.offsets))
-    for start in range(0, len(users), batch_users):
-        yield _batch(log, bundle, encoded, histories, users[start : start + batch_users])
+    return (
+        _batch(log, bundle, encoded, histories, users[start : start + batch_users])
+        for start in range(0, len(users), batch_users)
+    )
 
 
 def _batch(log: InteractionLog, bundle: Bundle, encoded: EncodedLog, histories: Histories, users: Int64s) -> UserBatch:

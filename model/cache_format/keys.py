@@ -5,7 +5,9 @@
     {prefix}:active                                  the pointer that readers follow, as JSON
     {prefix}:lock:{{prefix}:active}                  the build lock             } these braces are in the key: a hash
     {prefix}:unpublished:{{prefix}:active}           what builds have begun     } tag, so that a script on a cluster
-    {prefix}:lease:{{prefix}:active}:{reader}        a reader's lease           } reaches them and the pointer
+    {prefix}:deleting:{{prefix}:active}              what is being deleted      } reaches them and the pointer
+    {prefix}:retired:{{prefix}:active}               what shall expire          }
+    {prefix}:lease:{{prefix}:active}:{reader}        a reader's lease           }
 
 Cluster slots are computed over the hash tag where a key has one and over the whole key where it has none: the pointer
 carries no braces, so its slot is that of the tag `{prefix}:active`.
@@ -95,6 +97,16 @@ def unpublished_key(prefix: str) -> str:
     return f"{prefix}:unpublished:{{{active_key(prefix)}}}"
 
 
+def deleting_key(prefix: str) -> str:
+    """The key of the set of generations that can no longer be published and whose keys are being deleted."""
+    return f"{prefix}:deleting:{{{active_key(prefix)}}}"
+
+
+def retired_key(prefix: str) -> str:
+    """The key of the set of generations that the pointer no longer names and whose keys have no expiry yet."""
+    return f"{prefix}:retired:{{{active_key(prefix)}}}"
+
+
 def lease_key(prefix: str, reader: str) -> str:
     """The key of one reader's lease, in the pointer's cluster slot."""
     _check("reader", _READER, reader, "1 to 128 of [0-9A-Za-z_.-]")
@@ -119,10 +131,9 @@ def check_model_id(text: str) -> str:
 
 
 def new_generation(now: datetime) -> str:
-    """UTC to the second and 24 random bits, `20261123T165357-3fa29c`: names of different seconds sort by time.
+    """UTC to the second and 24 random bits, `20261123T165357-3fa29c`.
 
-    Two of one second sort at random and are the same once in 16 million: the lock lets one build run at a time, and a
-    failed flip cannot be taken for another's.
+    Names of different seconds sort by time, those of one second at random; two of them are equal once in 16 million.
     """
     return f"{now.astimezone(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 

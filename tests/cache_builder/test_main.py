@@ -134,6 +134,10 @@ def test_a_refused_build_says_why_in_one_line(
     assert "secret" not in failed.stderr
 
 
+def is_text(path: Path) -> None:
+    path.write_text("user_id,region")
+
+
 def with_column(path: Path, name: str, values: Callable[[int], pa.Array]) -> None:
     table = pq.read_table(path)
     kept = table.drop_columns([name]) if name in table.column_names else table
@@ -149,7 +153,7 @@ LARGE = 2**63 + 1  # fits in no int64
 BAD_DATA: list[tuple[str, Callable[[Path], None], str]] = [
     ("interactions.parquet", is_a_folder, "interactions.parquet is not a file"),
     ("users.parquet", is_a_folder, "users.parquet"),
-    ("users.parquet", lambda path: path.write_text("user_id,region"), "users.parquet is not a readable Parquet file"),
+    ("users.parquet", is_text, "users.parquet is not a readable Parquet file"),
     ("items.parquet", is_a_folder, "items.parquet"),
     ("interactions.parquet", lambda path: with_column(path, "label", lambda n: pa.array([LARGE] * n, pa.uint64())),
      "label"),
@@ -219,12 +223,17 @@ LAST_RECORD, FLIP = b":u:39", b"'flipped'"
 def build_until(
     request: bytes, world: World, store_url: str, prefix: str, stop: Callable[[subprocess.Popen[str]], None]
 ) -> tuple[subprocess.Popen[str], str, str]:
-    """Start a build and stop it when the store has done what was requested and before it hears of that."""
+    """Start a build and stop it when the store has done what was requested and before it hears of that.
+
+    Once: the deletion that follows names the same records, and a second Ctrl-C would interrupt that.
+    """
     started: list[subprocess.Popen[str]] = []
+    stops = iter([stop])
 
     def meddle() -> bool:
         time.sleep(0.2)
-        stop(started[0])
+        for stop_once in stops:
+            stop_once(started[0])
         time.sleep(0.2)
         return False
 

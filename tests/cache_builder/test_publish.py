@@ -1,7 +1,6 @@
-"""Lock, flip, withdrawal: a build publishes over nobody, and leaves nothing behind."""
+"""Lock and flip: a build publishes over nobody."""
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,43 +8,19 @@ import pytest
 
 from cache_builder.errors import FlipRefusedError, LockHeldError, LockLostError
 from cache_builder.lock import BuildLock
-from cache_builder.publish import flip, read_active, read_manifest, read_unpublished, sweep, withdraw
+from cache_builder.publish import flip, read_active, read_manifest, read_unpublished
 from cache_builder.store import Store
 from model.cache_format import (
     ActivePointer,
     ManifestError,
-    Published,
     active_key,
+    deleting_key,
     lock_key,
     manifest_key,
-    record_key,
+    retired_key,
+    unpublished_key,
 )
-
-A, B, C = (Published("3f2a00c0ffee", name) for name in ("gen-a", "gen-b", "gen-c"))
-TakeLock = Callable[..., BuildLock]
-
-
-@pytest.fixture
-def take_lock(store: Store, key_prefix: str) -> Iterator[TakeLock]:
-    locks = []
-
-    def take(published: Published, ttl_s: float = 60) -> BuildLock:
-        lock = BuildLock(store, key_prefix, published, ttl_s)
-        lock.acquire()
-        locks.append(lock)
-        return lock
-
-    yield take
-    for lock in locks:
-        lock.release()
-
-
-def publish(store: Store, prefix: str, take_lock: TakeLock, published: Published) -> ActivePointer:
-    lock = take_lock(published)
-    pointer = flip(store, prefix, lock, read_active(store, prefix), published)
-    lock.release()
-    return pointer
-
+from tests.cache_builder.conftest import A, B, C, D, TakeLock, publish
 
 # --- the flip ---------------------------------------------------------------------------------------------------------
 
@@ -115,6 +90,25 @@ def test_a_flip_over_a_pointer_that_was_deleted_is_refused(
     assert read_active(store, key_prefix) is None
 
 
+def test_a_flip_of_what_another_build_has_claimed_is_refused(
+    store: Store, key_prefix: str, take_lock: TakeLock, admin: Any
+) -> None:
+    """Even with the lock in hand: some of its keys may be gone."""
+    before = publish(store, key_prefix, take_lock, A)
+    lock = take_lock(B)
+    assert admin.smove(unpublished_key(key_prefix), deleting_key(key_prefix), f"{B.model_id}:{B.generation}")
+    with pytest.raises(FlipRefusedError, match="another build has begun to delete it"):
+        flip(store, key_prefix, lock, before, B)
+    assert read_active(store, key_prefix) == before
+
+
+def test_what_falls_out_of_the_pointer_is_noted(store: Store, key_prefix: str, take_lock: TakeLock, admin: Any) -> None:
+    for published in (A, B, C, D):
+        publish(store, key_prefix, take_lock, published)
+    noted = {f"{published.model_id}:{published.generation}".encode() for published in (A, B)}
+    assert admin.smembers(retired_key(key_prefix)) == noted
+
+
 def test_a_flip_that_the_client_repeats_succeeds_once(store: Store, key_prefix: str, take_lock: TakeLock) -> None:
     lock = take_lock(A)
     assert flip(store, key_prefix, lock, None, A) == flip(store, key_prefix, lock, None, A)
@@ -182,69 +176,3 @@ def test_taking_and_releasing_may_be_repeated(store: Store, key_prefix: str, tak
     again.acquire()
     again.release()
     assert lock.release() is None
-
-
-# --- what is left -----------------------------------------------------------------------------------------------------
-
-
-def write_keys(store: Store, prefix: str, published: Published) -> list[str]:
-    names = (published.model_id, published.generation)
-    keys = [manifest_key(prefix, *names), *(record_key(prefix, *names, user) for user in range(20))]
-    store.set_many((key, b"x") for key in keys)
-    return keys
-
-
-def test_withdrawing_deletes_that_generation_alone(store: Store, key_prefix: str, take_lock: TakeLock) -> None:
-    publish(store, key_prefix, take_lock, A)
-    kept, lock = write_keys(store, key_prefix, A), take_lock(B)
-    gone = write_keys(store, key_prefix, B)
-    assert withdraw(store, key_prefix, lock, B)
-    assert store.get_many(gone) == [None] * 21
-    assert store.get_many(kept) == [b"x"] * 21
-    assert store.get(lock_key(key_prefix)) is None
-
-
-def test_what_is_published_or_was_before_is_never_withdrawn(store: Store, key_prefix: str, take_lock: TakeLock) -> None:
-    """An interrupt may come between the flip and its answer."""
-    for published in (A, B):
-        keys, lock = write_keys(store, key_prefix, published), take_lock(published)
-        flip(store, key_prefix, lock, read_active(store, key_prefix), published)
-        assert not withdraw(store, key_prefix, lock, published)
-        assert store.get_many(keys) == [b"x"] * 21
-    assert not withdraw(store, key_prefix, lock, A)
-
-
-def test_after_a_withdrawal_its_lock_flips_nothing(store: Store, key_prefix: str, take_lock: TakeLock) -> None:
-    lock = take_lock(A)
-    withdraw(store, key_prefix, lock, A)
-    with pytest.raises(FlipRefusedError, match="lock expired"):
-        flip(store, key_prefix, lock, None, A)
-
-
-def test_the_next_build_deletes_what_a_killed_one_left(
-    store: Store, key_prefix: str, take_lock: TakeLock, admin: Any
-) -> None:
-    publish(store, key_prefix, take_lock, A)
-    kept = write_keys(store, key_prefix, A)
-    take_lock(B)
-    gone = write_keys(store, key_prefix, B)
-    admin.delete(lock_key(key_prefix))  # the builder was killed and its lock has expired
-    take_lock(C)
-    notes: list[str] = []
-    sweep(store, key_prefix, C, notes.append)
-    assert notes == ["deleted 21 keys of generation gen-b, which an interrupted build left behind"]
-    assert store.get_many(gone) == [None] * 21
-    assert store.get_many(kept) == [b"x"] * 21
-    assert read_unpublished(store, key_prefix) == [C]
-
-
-def test_what_arrives_after_a_withdrawal_is_deleted_by_the_next_build(
-    store: Store, key_prefix: str, take_lock: TakeLock
-) -> None:
-    """The last write of an interrupted build may reach the server after the deletion that followed it."""
-    withdraw(store, key_prefix, take_lock(A), A)
-    late = write_keys(store, key_prefix, A)
-    take_lock(B)
-    sweep(store, key_prefix, B, lambda _: None)
-    assert store.get_many(late) == [None] * 21
-    assert read_unpublished(store, key_prefix) == [B]

@@ -1,0 +1,118 @@
+"""What leaves the store: what builds left that were never published, and generations that the pointer has left behind.
+
+A leftover is first claimed, by one script beside lock and pointer: from then on no flip can publish it, whatever its
+builder still believes. Only then do its keys go, chunk by chunk. A superseded generation gets an expiry instead, since
+a service that has not followed yet still reads it.
+
+Each chunk is a script that first asks whether the lock is still ours and the pointer names another generation, so a
+builder that was suspended touches nothing when it wakes. Records carry no hash tag: on a cluster they lie in other
+slots than lock and pointer, and such a script would be refused there. What makes a deletion safe, the claim, would not.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from cache_builder.errors import LockLostError
+from cache_builder.lock import LOST, BuildLock, from_member, member
+from cache_builder.publish import is_public
+from cache_builder.store import Store
+from model.cache_format import (
+    Published,
+    active_key,
+    deleting_key,
+    generation_prefix,
+    lock_key,
+    retired_key,
+    unpublished_key,
+)
+
+# A service that lacks the newest bundle stays on an older generation: half a day to notice. A nightly build then finds
+# two generations in the store and makes the third.
+RETIRED_TTL_S = 12 * 3600
+RETIRED_SPREAD_S = 3600  # millions of keys that expire at one instant would cost the readers milliseconds
+CHUNK_KEYS = 500  # per script: the server answers nobody for 0.5 to 0.8 ms
+
+# KEYS: lock, pointer. ARGV: the lock's value, a generation.
+_GUARD = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+local named, active = {}, redis.call('GET', KEYS[2])
+if active then
+  local pointer = cjson.decode(active)
+  for _, one in ipairs({pointer.current, pointer.previous}) do
+    if type(one) == 'table' then named[one.model_id .. ':' .. one.generation] = true end
+  end
+end
+"""
+_CLAIM = f"""{_GUARD}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+  if name ~= ARGV[2] and not named[name] then redis.call('SMOVE', KEYS[3], KEYS[4], name) end
+end
+return redis.call('SMEMBERS', KEYS[4])
+"""
+_DELETE = f"""{_GUARD}
+local deleted = 0
+if named[ARGV[2]] then return deleted end
+for i = 3, #KEYS do deleted = deleted + redis.call('UNLINK', KEYS[i]) end
+return deleted
+"""
+_EXPIRE = f"""{_GUARD}
+if named[ARGV[2]] then return 0 end
+for i = 3, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
+return #KEYS - 2
+"""
+
+
+def withdraw(store: Store, prefix: str, lock: BuildLock, published: Published) -> bool:
+    """Release the lock and delete the generation, unless it is published after all. Whether it was deleted.
+
+    It stays noted as unpublished: a write that broke off may still be on its way, so the next build looks again.
+    Raises StoreError or ManifestError if that could not be done or known; then nothing that may be public was deleted.
+    """
+    active = lock.release()  # with it gone, nobody can publish this generation any more
+    if is_public(published, active):
+        return False
+    for keys in store.scan(generation_prefix(prefix, published.model_id, published.generation), CHUNK_KEYS):
+        store.delete(keys)
+    return True
+
+
+def sweep(store: Store, prefix: str, lock: BuildLock, note: Callable[[str], None]) -> None:
+    """Delete what failed and killed builds left behind: with the lock, every build but ours is dead.
+
+    Raises LockLostError once the lock is no longer ours; what is left then, the next build deletes.
+    """
+    keys = [lock_key(prefix), active_key(prefix), unpublished_key(prefix), deleting_key(prefix)]
+    claimed = _ours(store.run(_CLAIM, keys, [lock.value, member(lock.building)]))
+    for leftover in map(from_member, sorted(claimed)):
+        deleted = _in_chunks(store, prefix, lock, leftover, _DELETE)
+        if deleted:
+            note(f"deleted {deleted} keys of generation {leftover.generation}, which an interrupted build left behind")
+        store.remove_member(deleting_key(prefix), member(leftover))
+
+
+def retire(store: Store, prefix: str, lock: BuildLock) -> None:
+    """Let the generations expire that flips have put behind `previous`, this build's flip or an earlier one's.
+
+    Raises LockLostError or StoreError; what has no expiry then, the next build gives one.
+    """
+    for superseded in map(from_member, sorted(store.members(retired_key(prefix)))):
+        _in_chunks(store, prefix, lock, superseded, _EXPIRE)
+        store.remove_member(retired_key(prefix), member(superseded))
+
+
+def _in_chunks(store: Store, prefix: str, lock: BuildLock, published: Published, script: str) -> int:
+    """The number of keys of `published` that `script` has dealt with."""
+    guards = [lock_key(prefix), active_key(prefix)]
+    count = 0
+    for keys in store.scan(generation_prefix(prefix, published.model_id, published.generation), CHUNK_KEYS):
+        ttl_s = RETIRED_TTL_S + random.randrange(RETIRED_SPREAD_S)  # _DELETE does not look at it
+        count += _ours(store.run(script, [*guards, *keys], [lock.value, member(published), ttl_s]))
+    return count
+
+
+def _ours(answer: Any) -> Any:
+    """What a guarded script answered. Raises LockLostError if it did nothing, the lock being somebody else's."""
+    if answer is None:
+        raise LockLostError(LOST)
+    return answer
