@@ -2,8 +2,9 @@
 
     python scripts/serve.py [--demo .demo] [--store-port 6390] [--host 127.0.0.1] [--port 8000]
 
-Ends with 0 when it is stopped, and with 1 when it could not start or one of the two ended by itself. The two run in
-sessions of their own, so that a Ctrl-C reaches this program alone, which stops the service before its store.
+Ends with 0 when it is stopped, and with 1 when it could not start or the service ended by itself; a store that ends is
+reported, and the service answers on without it. The two run in sessions of their own, so that a Ctrl-C reaches this
+program alone, which stops the service before its store.
 """
 
 import argparse
@@ -67,11 +68,16 @@ def _serve(running: ExitStack, options: argparse.Namespace, bundles: Path, store
     if not _wait(lambda: _answers(options.host, options.port), [store_process, service_process]):
         return _fail("the service did not start: its last line says why")
     print(f"serving on http://{options.host}:{options.port} (docs at /docs); Ctrl-C stops it", flush=True)
-    while store_process.poll() is None and service_process.poll() is None:
+    store_missed = False
+    while service_process.poll() is None:
+        if store_process.poll() is not None and not store_missed:
+            store_missed = True
+            again = "python -m " + " ".join(store_command)
+            print(
+                f"serve: the store ended; the service answers on without it. Start it again: {again}", file=sys.stderr
+            )
         time.sleep(TICK_S)
-    return _fail(
-        f"the {'service' if store_process.poll() is None else 'store'} ended by itself: its last line says why"
-    )
+    return _fail("the service ended by itself: its last line says why")
 
 
 @contextmanager

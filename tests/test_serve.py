@@ -5,23 +5,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
+from tests.conftest import free_port
 from tests.tiny import tiny_bundle, tiny_data, user_id
 
 ROOT = Path(__file__).parents[1]
 START_S = 40.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def listens(port: int) -> bool:
@@ -67,6 +63,43 @@ def test_serves_until_it_is_told_to_stop(demo: Path, number: signal.Signals) -> 
     assert process.returncode == 0
     assert not listens(port)
     assert not listens(store_port)
+
+
+def test_answers_on_without_its_store_and_with_it_again(demo: Path) -> None:
+    port, store_port = free_port(), free_port()
+    process = start("--demo", str(demo), "--port", str(port), "--store-port", str(store_port))
+    url, body = f"http://127.0.0.1:{port}/v1/score", {"user_id": user_id("int", 0), "candidates": [1000, 1001]}
+    store = [sys.executable, "-m", "cache_builder", "store", "--dir", str(demo / "store"), "--port", str(store_port)]
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        before = httpx.post(url, json=body).json()
+        with redis.Redis(port=store_port) as client:
+            client.shutdown(nosave=True)
+        without = httpx.post(url, json=body)
+        assert without.status_code == httpx.codes.OK
+        assert without.json()["user_state"] == "empty"
+        assert without.json()["degraded"] in (["store_unavailable"], ["store_timeout"])
+        assert process.stderr is not None
+        assert any("the store ended" in line for line in process.stderr)
+        with subprocess.Popen(store, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as again:
+            wait_until(lambda: listens(store_port))
+            wait_until(lambda: httpx.post(url, json=body).json() == before, seconds=2.0)
+            again.terminate()
+        process.terminate()
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+
+    assert process.returncode == 0
+
+
+def wait_until(reached: Callable[[], bool], seconds: float = START_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"not reached within {seconds} s"
+        time.sleep(0.05)
 
 
 def test_says_which_port_is_taken(demo: Path) -> None:
