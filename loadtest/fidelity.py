@@ -81,10 +81,12 @@ def compare(
     }
 
 
-def _precision(place: Place) -> str:
-    data = place.client.get(manifest_key(place.prefix, place.model_id, place.generation))
-    assert isinstance(data, bytes)
-    return Manifest.from_json(data).precision
+def _manifest(place: Place) -> Manifest:
+    key = manifest_key(place.prefix, place.model_id, place.generation)
+    data = place.client.get(key)
+    if not isinstance(data, bytes):
+        raise ServiceError(f"found no key {key}: give the service's --store and --key-prefix")
+    return Manifest.from_json(data)
 
 
 def _logits_of_record(place: Place, bundle: Bundle, user_id: Id, asked: list[Id]) -> np.ndarray[Any, Any]:
@@ -113,7 +115,7 @@ def main(
     store: Annotated[str, typer.Option(envvar="LREA_STORE_URL", help="the service's store")],
     bundle: Annotated[Path, typer.Option(help="the served bundle")],
     data: Annotated[Path, typer.Option(help="the data folder that the cache was built from")],
-    as_of: Annotated[int | None, typer.Option(help="the T that the cache was built as of")] = None,
+    as_of: Annotated[int | None, typer.Option(help="T; not given: the one the cache was built as of")] = None,
     users: Annotated[int, typer.Option(min=1)] = 500,
     candidates: Annotated[int, typer.Option(min=1)] = 100,
     key_prefix: Annotated[str, typer.Option(envvar="LREA_KEY_PREFIX")] = "lrea",
@@ -127,15 +129,19 @@ def main(
                 raise ServiceError(
                     f"the service serves {served['model_id']}, --bundle is {loaded.model_id}: name that one"
                 )
+            if served["generation"] is None:
+                raise ServiceError("the service serves no generation: build the cache first")
             place = Place(connection, key_prefix, loaded.model_id, served["generation"])
-            batches = iterate_users(log, loaded, as_of, _BATCH_USERS)
+            manifest = _manifest(place)
+            if as_of is not None and as_of != manifest.as_of:
+                raise ServiceError(f"the cache was built as of {manifest.as_of}, --as-of is {as_of}: leave it out")
+            batches = iterate_users(log, loaded, manifest.as_of, _BATCH_USERS)
             result = compare(client, place, loaded, batches, users, candidates)
-            precision = _precision(place)
     except (ValueError, httpx.HTTPError, redis.RedisError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     print(orjson.dumps(result).decode())
-    within = result["max_abs_diff_unquantised"] <= UNQUANTISED_TOLERANCE[precision]
+    within = result["max_abs_diff_unquantised"] <= UNQUANTISED_TOLERANCE[manifest.precision]
     if result["max_abs_diff"] > SAME_RECORD_TOLERANCE or not within:
         print("error: the service does not answer with the trained model's scores", file=sys.stderr)
         raise typer.Exit(1)

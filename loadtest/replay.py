@@ -2,8 +2,10 @@
 
     python -m loadtest.replay --samples samples.parquet --url http://127.0.0.1:8000
 
-Ends with one line of JSON: auc and gauc over HTTP, the offline figures of the same file, the largest difference on the
-logit between the two, user states, and p50 and p99 by stage. The requests go one after the other over one connection.
+The last line is JSON: auc and gauc over HTTP, the offline figures of the same file, the largest difference on the logit
+between the two, user states, and p50 and p99 by stage. Exit code 1 if an answer is further from the offline logit than
+the coarsest storage explains: a cache of another T would give other figures, and better ones. The requests go one after
+the other over one connection.
 """
 
 import sys
@@ -21,6 +23,7 @@ from loadtest.client import ScoringClient, ServiceError, logits_of
 from model.metrics import auc, gauc
 from model.progress import stderr_reporter
 
+TOLERANCE = 7e-2  # on the logit: int8, the coarsest storage of a pair (docs/model.md)
 _COLUMNS = ("request_id", "user_id", "timestamp", "candidates", "labels", "logits")
 
 
@@ -50,6 +53,8 @@ def replay(samples: Path, url: str) -> dict[str, Any]:
 
 def _read(samples: Path) -> tuple[list[dict[str, Any]], str]:
     """The requests, and the model that judged them. Raises ValueError for a file of another origin."""
+    if not samples.is_file():
+        raise ValueError(f"{samples} is not a file: `python -m model evaluate --protocol as-of --out` writes one")
     table = pq.read_table(samples)
     model_id = (table.schema.metadata or {}).get(b"model_id")
     if model_id is None or not set(_COLUMNS) <= set(table.column_names):
@@ -80,10 +85,21 @@ def main(
 ) -> None:
     """Replay an evaluation over HTTP."""
     try:
-        print(orjson.dumps(replay(samples, url)).decode())
-    except (ValueError, httpx.HTTPError, OSError) as error:
+        result = replay(samples, url)
+    except httpx.HTTPError as error:
+        print(f"error: {url}: {error}: is the service up there?", file=sys.stderr)
+        raise typer.Exit(1) from error
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+    print(orjson.dumps(result).decode())
+    if result["max_abs_diff_offline"] > TOLERANCE:
+        print(
+            f"error: answers are up to {result['max_abs_diff_offline']:.2g} from the offline logits, wanted at most "
+            f"{TOLERANCE}: is the cache built from the same data and as of the T of the samples?",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

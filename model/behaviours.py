@@ -25,6 +25,8 @@ Int32s = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 _STANDARD = ("user_id", "item_id", "timestamp", "label", "in_history", "session_id")
 NO_LABEL = -1
+# A log that counts from 0 has no unit to mistake; from 10^8 on (seconds: 1973) timestamps are epoch times.
+_EPOCH_SECONDS_FROM, _OTHER_UNIT_FROM = 10**8, 100
 
 
 class DataError(ValueError):
@@ -65,6 +67,18 @@ class InteractionLog:
         """Whether negatives are sampled: no row says of anything that it was shown and not clicked."""
         return not bool(np.any(self.label == 0))
 
+    def check_time(self, as_of: int) -> None:
+        """Raise DataError for a T that is in another unit than an epoch time in the log.
+
+        Milliseconds, on a log in seconds, would silently mean "everything": they are a thousand times the newest row.
+        """
+        newest = int(self.timestamp.max())
+        if newest >= _EPOCH_SECONDS_FROM and as_of > _OTHER_UNIT_FROM * newest:
+            raise DataError(
+                f"T is {as_of}, but the newest row of {self.folder} is at {newest}: "
+                "give T in the unit of the log's timestamps"
+            )
+
     def items_table(self) -> pa.Table | None:
         """items.parquet, or None where there is none."""
         return _side_table(self.folder / "items.parquet", "item_id", self.item_kind)
@@ -80,6 +94,8 @@ class InteractionLog:
 
 def read_log(folder: Path) -> InteractionLog:
     """Read a data folder. Raises DataError naming the file, what was found and what was wanted."""
+    if folder.is_file():
+        raise DataError(f"{folder} is a file: give the folder that holds interactions.parquet")
     path = folder / "interactions.parquet"
     table = _read_table(path)
     _check_columns(path, table)

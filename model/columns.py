@@ -18,14 +18,14 @@ def fit_columns(
 ) -> tuple[RankerConfig, Catalogue, FeatureSpec, FeatureSpec]:
     """The configuration, catalogue, user columns and context columns of a model trained on rows before T.
 
-    options: RankerConfig's fields. Item and user features default to every integer or string column of items.parquet
-    and users.parquet, context to none: a column of the interactions may be known only after the click, so it is named.
+    options: RankerConfig's fields. Item and user features default to every column of items.parquet and users.parquet,
+    context to none: a column of the interactions may be known only after the click, so it is named.
     Raises DataError or ValueError for a column that is not there or not categorical.
     """
     items, users = log.items_table(), log.users_table()
     defaults = {
-        "item_features": _categorical(items, "item_id"),
-        "user_features": _categorical(users, "user_id"),
+        "item_features": () if items is None else tuple(name for name in items.column_names if name != "item_id"),
+        "user_features": () if users is None else tuple(name for name in users.column_names if name != "user_id"),
         "context_features": (),
     }
     named = {columns: options.get(columns, default) for columns, default in defaults.items()}
@@ -36,12 +36,6 @@ def fit_columns(
     if config.context_features and past.column_names:  # Arrow cannot filter a table without columns
         past = past.filter(pa.array(log.timestamp < as_of))
     return config, catalogue, user_spec, _spec(log, "context", past, config.context_features, config.hash_seed)
-
-
-def _categorical(table: pa.Table | None, key: str) -> tuple[str, ...]:
-    if table is None:
-        return ()
-    return tuple(name for name in table.column_names if name != key and _column_kind(table.schema.field(name).type))
 
 
 def _column_kind(found: pa.DataType) -> IdKind | None:
@@ -76,7 +70,8 @@ def _values(log: InteractionLog, owner: str, table: pa.Table | None, name: str) 
     if _column_kind(table.schema.field(name).type) is None:
         found_type = table.schema.field(name).type
         raise DataError(
-            f"{log.folder}: {owner} feature {name!r} is {found_type}, wanted integers or strings: bucket it"
+            f"{log.folder}: {owner} feature {name!r} is {found_type}, wanted integers or strings: bucket it, "
+            f"or name the {owner} features to use in the recipe ({owner}_features)"
         )
     return list(table[name].to_pylist())
 

@@ -37,7 +37,11 @@ class Histories:
 
     @classmethod
     def frozen(cls, log: InteractionLog, as_of: int) -> "Histories":
-        """Behaviours before T only, and none of a session that goes on at T or after it."""
+        """Behaviours before T only, and none of a session that goes on at T or after it.
+
+        Raises DataError for a T in another unit than the log's.
+        """
+        log.check_time(as_of)
         return cls._of_rows(log, log.in_history & (log.session_end < as_of))
 
     @classmethod

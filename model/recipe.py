@@ -67,6 +67,8 @@ def read_recipe(path: Path | None) -> Recipe:
     """Read a recipe, or the default one. Raises ValueError naming the file and the option that is wrong."""
     if path is None:
         return Recipe()
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: --config takes a recipe in TOML")
     try:
         content = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

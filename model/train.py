@@ -64,9 +64,10 @@ def train(
 ) -> Trained:
     """Train on rows before T and write the bundle to `out/{model_id}`.
 
-    Raises DataError if there is nothing to learn from or to validate on, and AbsorptionError if the served form is not
-    the trained one within the recipe's tolerance; nothing is written then.
+    Raises DataError if T is not in the log's unit, or there is nothing to learn from or to validate on, and
+    AbsorptionError if the served form is not the trained one within the recipe's tolerance; nothing is written then.
     """
+    log.check_time(as_of)
     started, options = time.monotonic(), recipe.training
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,7 @@ def main() -> int:
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         if settings.torch_threads:
             torch.set_num_threads(settings.torch_threads)
+        _check_address(settings.host, settings.port)
         # Uvicorn stops on SIGTERM and then raises it again for whoever handled it before: without this handler the
         # process would be killed there, before the parts are closed and with a status that is not 0.
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -72,6 +74,16 @@ def main() -> int:
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise StartupError if nobody can listen there; asked before a model is loaded for nothing."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server((host, port), family=family):
+            pass
+    except OSError as error:
+        raise StartupError(f"cannot listen on {host}:{port} ({error.strerror}): set LREA_HOST and LREA_PORT") from error
 
 
 async def serve(settings: Settings) -> None:

@@ -1,8 +1,9 @@
 """The documentation of the commands and recipes is held to the code: every option is named where its user looks."""
 
 import dataclasses
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import pytest
 import typer.main
 
 from cache_builder.__main__ import app as builder_app
+from loadtest import bench, fidelity, replay
 from model.__main__ import app as model_app
 from model.config import RankerConfig
 from model.recipe import MODEL_OPTIONS, VARIANTS, TrainingConfig
@@ -53,3 +55,16 @@ def test_every_recipe_option_is_documented_with_its_default(table: type) -> None
 def test_every_variant_is_documented() -> None:
     text = (DOCS / "data.md").read_text()
     assert [name for name in VARIANTS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("main", [replay.main, fidelity.main, bench.main])
+def test_every_option_of_the_load_test_s_programs_is_documented(main: Callable[..., None]) -> None:
+    text = (DOCS / "loadtest.md").read_text()
+    options = [f"--{name.replace('_', '-')}" for name in inspect.signature(main).parameters]
+    assert [option for option in options if option not in text] == []
+
+
+def test_every_variable_of_the_locustfile_is_documented() -> None:
+    source = (DOCS.parent / "loadtest" / "locustfile.py").read_text()
+    text = (DOCS / "loadtest.md").read_text()
+    assert [name for name in set(re.findall(r"LREA_[A-Z_]+", source)) if f"`{name}`" not in text] == []

@@ -160,8 +160,15 @@ def test_another_store_than_the_service_s(served: Served) -> None:
     assert "secret" not in served.fidelity(store="redis://:secret@127.0.0.1:1/0").stderr
 
 
-def test_no_user_to_compare_is_no_success(served: Served) -> None:
-    assert_refused(served.fidelity(as_of=0), "found no user with a behaviour as of T")
+def test_no_user_to_compare_is_no_success(served: Served, tmp_path: Path) -> None:
+    log = pq.read_table(served.folder / "data" / "interactions.parquet")
+    later = tiny_data(tmp_path / "later")
+    pq.write_table(log.filter(log["timestamp"].to_numpy() >= AS_OF), later / "interactions.parquet")
+    assert_refused(served.fidelity(data=later), "found no user with a behaviour as of T")
+
+
+def test_another_t_than_the_cache_s(served: Served) -> None:
+    assert_refused(served.fidelity(as_of=0), f"the cache was built as of {AS_OF}, --as-of is 0: leave it out")
 
 
 def test_nobody_listens(served: Served) -> None:
@@ -198,7 +205,7 @@ def test_a_service_before_the_first_build(served: Served) -> None:
         url = str(client.base_url)
         assert httpx.get(f"{url}/v1/model").json()["generation"] is None
         assert_refused(served.replay(url=url), "degraded ['no_active_generation']")
-        assert_refused(served.fidelity(url=url, key_prefix=prefix), "is empty, wanted cached")
+        assert_refused(served.fidelity(url=url, key_prefix=prefix), "serves no generation")
 
 
 def test_every_user_of_the_world_was_compared(served: Served) -> None:

@@ -146,6 +146,18 @@ def test_a_frozen_history_ends_before_t_and_holds_no_session_that_crosses_it(
     assert sorted(zip(users.tolist(), frozen.timestamps.tolist(), strict=True)) == expected
 
 
+@pytest.mark.parametrize(("newest", "as_of"), [(40, 9000), (1_700_000_000, 1_700_086_400)])
+def test_a_t_behind_the_newest_row_is_fine(tmp_path: Path, newest: int, as_of: int) -> None:
+    log = read_log(write(tmp_path, {**COLUMNS, "timestamp": [newest - 3, newest - 2, newest - 1, newest]}))
+    assert len(Histories.frozen(log, as_of).items) == len(log)
+
+
+def test_a_t_in_another_unit_is_refused(tmp_path: Path) -> None:
+    log = read_log(write(tmp_path, {**COLUMNS, "timestamp": [1_700_000_000 + row for row in range(4)]}))
+    with pytest.raises(DataError, match=r"T is 1700000000000, but the newest row of .* is at 1700000003"):
+        Histories.frozen(log, 1_700_000_000_000)
+
+
 def test_windows_are_disjoint_right_aligned_and_newest_first(tmp_path: Path) -> None:
     columns = {"user_id": [1] * 6 + [2], "item_id": [*range(100, 106), 100], "timestamp": [*range(6), 0]}
     log = read_log(write(tmp_path, columns))

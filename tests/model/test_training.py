@@ -26,7 +26,7 @@ from model.samples import Requests, add_negatives, collect_requests, limit_candi
 from model.served import served_logits
 from model.train import split_by_time, train
 from model.user_batches import count_users, iterate_users
-from tests.tiny import AS_OF, MODEL, TRAINING, item_id, tiny_bundle, tiny_data
+from tests.tiny import AS_OF, ITEMS, MODEL, TRAINING, item_id, tiny_bundle, tiny_data
 
 CPU = torch.device("cpu")
 
@@ -257,6 +257,20 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
     recipe = read_recipe(path)
     assert recipe.model == {"rank": 4, "mlp": [8, 4]}
     assert (recipe.training.optimizer, recipe.training.learning_rate) == ("adagrad", 0.1)
+
+
+@pytest.mark.parametrize("column", [[0.5] * ITEMS, [True] * ITEMS])
+def test_a_feature_that_is_not_categorical_is_refused_until_the_recipe_leaves_it_out(
+    tmp_path: Path, column: list[float] | list[bool]
+) -> None:
+    folder = tiny_data(tmp_path / "data")
+    items = pq.read_table(folder / "items.parquet").append_column("price", [column])
+    pq.write_table(items, folder / "items.parquet")
+    with pytest.raises(DataError, match=r"item feature 'price' is (double|bool), wanted .* \(item_features\)"):
+        fit_columns(read_log(folder), AS_OF, MODEL)
+    assert fit_columns(read_log(folder), AS_OF, {**MODEL, "item_features": ["category"]})[0].item_features == (
+        "category",
+    )
 
 
 def test_adagrad_trains_too(tmp_path: Path, data: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -99,3 +100,14 @@ def test_it_refuses_to_start_with_one_message(
     assert message in line
     assert "Traceback" not in log
     assert "hunter2" not in log + output
+
+
+def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(cache: Cache) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = {"store_url": cache.url, "key_prefix": cache.prefix, "bundles_dir": cache.bundles_dir, "port": port}
+        with process(**settings) as service:
+            _, log = service.communicate(timeout=50)
+    assert service.returncode == 1
+    assert f"cannot start: cannot listen on 127.0.0.1:{port} (" in log
+    assert "serving model" not in log
