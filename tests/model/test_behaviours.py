@@ -76,6 +76,8 @@ def test_a_missing_empty_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"interactions\.parquet is not a file"):
         read_log(tmp_path)
     (tmp_path / "interactions.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match="is a file: give the folder that holds"):
+        read_log(tmp_path / "interactions.parquet")
     with pytest.raises(DataError, match="not a readable Parquet file"):
         read_log(tmp_path)
     with pytest.raises(DataError, match="has no rows"):

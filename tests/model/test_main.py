@@ -342,7 +342,6 @@ def test_other_options_that_cannot_be(place: Path, tmp_path: Path) -> None:
     assert_one_line(
         train(place, tmp_path / "out", config=tmp_path / "none"), "none is not a file: --config takes a recipe"
     )
-    assert_one_line(train(place / "interactions.parquet", tmp_path / "out"), "is a file: give the folder that holds")
     assert_one_line(train(place, tmp_path / "out", device="tpu"), "device 'tpu' is unknown")
     assert_one_line(train(place, tmp_path / "out", seed=-1), "training.seed is -1: wanted 0 or more")
     assert not list(tmp_path.iterdir())
