@@ -103,8 +103,9 @@ class Scorer:
             inputs = [_scoring_input(job, user) for job, user in zip(jobs, users, strict=True)]
         with stages.measure("compute"):
             scores = _logits_and_probabilities(jobs[0].model, inputs)
+        store_trouble = self._store.trouble
         return [
-            Score(logits_B, probabilities_B, user.origin, user.gap_rows, _degraded(job, fetched, found))
+            Score(logits_B, probabilities_B, user.origin, user.gap_rows, _degraded(job, fetched, found, store_trouble))
             for job, user, (logits_B, probabilities_B) in zip(jobs, users, scores, strict=True)
         ]
 
@@ -139,10 +140,15 @@ def _user(job: ScoringJob, found: Mapping[Id, _Found]) -> User:
     return from_record(job.model, record, job.recent)
 
 
-def _degraded(job: ScoringJob, fetched: _Fetched, found: Mapping[Id, _Found]) -> tuple[str, ...]:
-    """Why this answer is worse than it could be. A request that brings its history needs nothing from the store."""
+def _degraded(
+    job: ScoringJob, fetched: _Fetched, found: Mapping[Id, _Found], store_trouble: StoreError | None
+) -> tuple[str, ...]:
+    """Why this answer is worse than it could be.
+
+    A request that brings its history asks nothing of the store, and says all the same when that is known to be away.
+    """
     if job.user is not None:
-        return ()
+        return () if store_trouble is None else (store_trouble.reason,)
     troubles = (fetched.trouble, found[job.user_id].trouble if job.user_id in found else None)
     return tuple(trouble for trouble in troubles if trouble is not None)
 
