@@ -25,7 +25,7 @@ class Items(NamedTuple):
     codes: Tensor
     hashes: Tensor
 
-    def at(self, index: Tensor | slice) -> "Items":
+    def at(self, index: Tensor | int) -> "Items":
         """The items at `index` of the first axis."""
         return Items(self.rows[index], self.codes[index], self.hashes[index])
 

@@ -104,9 +104,7 @@ def evaluate(bundle: Bundle, log: InteractionLog, protocol: Protocol, config: Ev
     requests, dropped = requests_after(log, encoded.context_codes.numpy(), config)
     histories = Histories.live(log) if protocol == "fresh" else Histories.frozen(log, config.as_of)
     source = BatchSource(encoded, histories, bundle.config, bundle.device)
-    owners = requests.user
-    if config.shuffle_pairs:
-        owners = (owners + 1) % len(log.user_ids)
+    owners = (requests.user + 1) % len(log.user_ids) if config.shuffle_pairs else None
     logits = [
         served_logits(bundle.ranker, batch, pairs_from).cpu().numpy()
         for batch, pairs_from in _chunks(source, requests, owners, protocol)
@@ -131,19 +129,22 @@ def requests_after(log: InteractionLog, context_codes: Int64s, config: Evaluatio
 
 
 def _chunks(
-    source: BatchSource, requests: Requests, owners: Int64s, protocol: Protocol
-) -> Iterator[tuple[TrainingBatch, Items]]:
-    """Batches of requests, each with the long histories of the users whose pairs score it."""
+    source: BatchSource, requests: Requests, owners: Int64s | None, protocol: Protocol
+) -> Iterator[tuple[TrainingBatch, Items | None]]:
+    """Batches of requests, each with the long histories of `owners`, whose pairs score it; None: its own users'."""
     for start in range(0, len(requests), _BATCH_REQUESTS):
         index = np.arange(start, min(start + _BATCH_REQUESTS, len(requests)))
         chunk = requests.only(index)
-        lent = replace(chunk, user=owners[index])
         cuts = _cuts(source.histories, chunk, protocol)
         batch = source.batch(chunk, cuts)
         if protocol == "as-of":
             # Who has no behaviour as of T has no record, so his features are not known to the service either.
             absent = torch.from_numpy(cuts == source.histories.offsets[chunk.user])
             batch.user_codes[absent.to(batch.user_codes.device)] = MISSING
+        if owners is None:
+            yield batch, None
+            continue
+        lent = replace(chunk, user=owners[index])
         yield batch, source.long_histories(lent, _cuts(source.histories, lent, protocol))
 
 

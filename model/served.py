@@ -21,19 +21,11 @@ def served_logits(ranker: Ranker, batch: TrainingBatch, pairs_from: Items | None
     requests = [
         ScoringInput(
             UserState(keys_URd[user], values_URd[user], sketch_UM[user]),
-            _row(batch.short, user),
+            batch.short.at(user),
             batch.user_codes[user],
             batch.context_codes[user],
-            _kept(_row(batch.candidates, user), mask_K),
+            batch.candidates.at(user).at(mask_K),
         )
         for user, mask_K in enumerate(batch.mask_UK)
     ]
     return torch.cat(ranker.score_many(requests))
-
-
-def _row(items: Items, user: int) -> Items:
-    return Items(*(tensor[user] for tensor in items))
-
-
-def _kept(items: Items, mask_K: Tensor) -> Items:
-    return Items(*(tensor[mask_K] for tensor in items))
