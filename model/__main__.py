@@ -1,7 +1,7 @@
 """The model's commands: a data folder, a trained bundle, an honest figure.
 
     python -m model prepare complete-journey OUT
-    python -m model train    --data DIR --out DIR [--as-of T] [--config FILE] [--variant lrea]
+    python -m model train    --data DIR --out DIR [--as-of T] [--config FILE] [--method lrea_match]
     python -m model evaluate --bundle DIR --data DIR --protocol fresh|as-of --as-of T [--out FILE]
 
 Each ends with one line of JSON on stdout and exit code 0, or with one message on stderr and exit code 1.
@@ -22,8 +22,9 @@ from model.bundle import load_bundle
 from model.datasets import complete_journey
 from model.device import choose_device
 from model.evaluate import EvaluationConfig, Protocol, evaluate
+from model.methods import DEFAULT_METHOD, METHODS, method_options
 from model.progress import stderr_reporter
-from model.recipe import VARIANTS, Recipe, Variant, read_recipe
+from model.recipe import Recipe, read_recipe
 from model.train import train
 
 app = typer.Typer(help="Train and evaluate rankers.", add_completion=False, pretty_exceptions_enable=False)
@@ -51,7 +52,7 @@ def train_command(
     out: Annotated[Path, typer.Option("--out", help="folder of bundles; OUT/{model_id} is written")],
     as_of: Annotated[int | None, typer.Option(help="train on rows before this timestamp only")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with [model] and [training]")] = None,
-    variant: Annotated[Variant, typer.Option(help="model options on top of the config")] = "lrea",
+    method: Annotated[str, typer.Option(help=f"one of {', '.join(METHODS)}")] = DEFAULT_METHOD,
     seed: Annotated[int | None, typer.Option(help="of weights, order and negatives")] = None,
     device: Device = "auto",
 ) -> None:
@@ -59,7 +60,7 @@ def train_command(
     with _one_message():
         if out.exists() and not out.is_dir():  # now, not after an hour of training
             raise ValueError(f"{out} is not a folder: name another for the bundles")
-        recipe = _with_options(read_recipe(config), variant, seed)
+        recipe = _with_options(read_recipe(config), method, seed)
         log = read_log(data)
         cut = int(log.timestamp.max()) + 1 if as_of is None else as_of
         reporter = stderr_reporter()
@@ -76,7 +77,7 @@ def train_command(
             trained = train(log, out, recipe, cut, choose_device(device), progress)
         finally:
             reporter.close()
-        _print_summary({**asdict(trained), "path": str(trained.path), "as_of": cut, "variant": variant})
+        _print_summary({**asdict(trained), "path": str(trained.path), "as_of": cut, "method": method})
 
 
 @app.command("evaluate")
@@ -109,9 +110,9 @@ def evaluate_command(
         _print_summary({"model_id": loaded.model_id, "protocol": protocol, **judgement.metrics(), **counts})
 
 
-def _with_options(recipe: Recipe, variant: Variant, seed: int | None) -> Recipe:
+def _with_options(recipe: Recipe, method: str, seed: int | None) -> Recipe:
     training = recipe.training if seed is None else replace(recipe.training, seed=seed)
-    return Recipe({**recipe.model, **VARIANTS[variant]}, training)
+    return Recipe({**recipe.model, **method_options(method)}, training)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

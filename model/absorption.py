@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.attention.lrea import LreaAttention
 from model.metrics import auc
 from model.ranker import Ranker, TrainingBatch
 from model.served import served_logits
@@ -52,7 +53,7 @@ def absorption_gap(trained: Ranker, served: Ranker, batches: Iterable[TrainingBa
     logits: dict[str, list[Tensor]] = {"trained": [], "served": [], "labels": []}
     for batch in batches:
         errors += _interest_errors(trained, served, batch)
-        logits["trained"].append(trained(batch))
+        logits["trained"].append(trained.logits(batch))
         logits["served"].append(served_logits(served, batch))
         logits["labels"].append(batch.labels_UK[batch.mask_UK])
     as_trained, as_served, labels = (torch.cat(parts).cpu().numpy() for parts in logits.values())
@@ -68,9 +69,9 @@ def absorption_gap(trained: Ranker, served: Ranker, batches: Iterable[TrainingBa
 
 def _interest_errors(trained: Ranker, served: Ranker, batch: TrainingBatch) -> tuple[float, float]:
     """Σ |u_served - u_trained|² and Σ |u_trained|² over the batch's candidates; zeros without long attention."""
-    if trained.long is None or served.long is None:
+    if not isinstance(trained.long, LreaAttention) or not isinstance(served.long, LreaAttention):
         return 0.0, 0.0
-    target, history = trained.embed(batch.candidates), trained.embed(batch.long)
-    as_trained = trained.long.training_form(target, history)[batch.mask_UK]
-    as_served = served.long.absorbed(target, served.long.compress(history))[batch.mask_UK]
+    candidates, history = trained.embed_all(batch.candidates), trained.embed_all(batch.long)
+    as_trained = trained.long(candidates, history)[batch.mask_UK]
+    as_served = served.long.served_form(candidates.vectors, history)[batch.mask_UK]
     return (as_served - as_trained).square().sum().item(), as_trained.square().sum().item()

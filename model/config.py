@@ -10,7 +10,7 @@ from model.attention.lrea import Form
 from model.identifiers import IdKind
 from model.match_sketch import check_cells
 
-LongAttention = Literal["lrea", "none"]
+LongMethod = Literal["lrea", "din", "sim-hard", "sim-soft", "eta", "sdim", "twin", "none"]
 
 
 class ConfigError(ValueError):
@@ -28,8 +28,12 @@ class RankerConfig:
     long_length: int = 512  # L, rows of the long history
     short_length: int = 32  # S, rows of the short window, the newest ones
     rank: int = 32  # r, slots
-    long_attention: LongAttention = "lrea"
+    long_attention: LongMethod = "lrea"
     form: Form = "absorbed"
+    din_softmax: bool = False  # normalise the weights of DIN over the long history
+    retrieved: int | None = None  # rows that SIM, ETA and TWIN attend to; None: as published, 50, 50 and 100
+    heads: int = 4  # of the attention over retrieved rows
+    category: str | None = None  # item feature that SIM-hard searches by; None: the first one
     short_attention: bool = True
     match: bool = True
     item_cells: int = 2048  # cells of each of the item's two sketch tables
@@ -44,8 +48,8 @@ class RankerConfig:
     context_features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("width", "head_width", "long_length", "short_length", "rank", "feature_width"):
-            if getattr(self, name) < 1:
+        for name in ("width", "head_width", "long_length", "short_length", "rank", "feature_width", "retrieved"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: wanted at least 1")
         if self.rank > self.long_length:
             raise ValueError(
@@ -57,6 +61,14 @@ class RankerConfig:
             names = getattr(self, columns)
             if len(set(names)) < len(names):
                 raise ValueError(f"{columns} is {names}: wanted each name once")
+        if self.category is not None and self.category not in self.item_features:
+            raise ValueError(
+                f"category is {self.category!r}: wanted one of the item features, {list(self.item_features) or 'none'}"
+            )
+        if self.long_attention == "sim-hard" and not self.item_features:
+            raise ValueError("sim-hard searches by category, and there is no item feature: add one, or use sim-soft")
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"heads is {self.heads} for a width of {self.width}: wanted a divisor of it")
         check_cells(self.sketch_cells)
 
     @property
@@ -68,6 +80,18 @@ class RankerConfig:
     def slots(self) -> int:
         """r where the model has a pair per user, else 0."""
         return self.rank if self.long_attention == "lrea" else 0
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether a user's long history becomes a record: other long attentions read all of it for every candidate."""
+        return self.long_attention in ("lrea", "none")
+
+    @property
+    def category_index(self) -> int | None:
+        """Place of the category among the item features; None where items have no feature."""
+        if not self.item_features:
+            return None
+        return 0 if self.category is None else self.item_features.index(self.category)
 
     def column_seed(self, column: str | None) -> int:
         """Seed of one column's hashes (None: the item id), so that an id and a feature value don't share cells."""

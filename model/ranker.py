@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.din import DinAttention
+from model.attention.family import build_long_attention
+from model.attention.interface import Embedded
 from model.attention.lrea import LreaAttention, UserSlots
 from model.catalogue import Items
 from model.config import RankerConfig
@@ -79,6 +81,13 @@ class ScoringInput(NamedTuple):
         )
 
 
+class Output(NamedTuple):
+    """What a training step reads."""
+
+    logits: Tensor  # float32 [n], of the n candidates that the mask keeps
+    auxiliary_loss: Tensor  # scalar: the long attention's own loss, 0 for most
+
+
 class Ranker(nn.Module):
     """Click probability of candidates, given a user's whole history."""
 
@@ -93,11 +102,7 @@ class Ranker(nn.Module):
         side_sizes = (*sizes.user_features, *sizes.context_features)
         self.side_embeddings = nn.ModuleList(_embedding(size, config.feature_width) for size in side_sizes)
         self.short = DinAttention(width, config.head_width, config.short_length) if config.short_attention else None
-        self.long = (
-            LreaAttention(width, config.head_width, config.long_length, config.rank, config.form)
-            if config.long_attention == "lrea"
-            else None
-        )
+        self.long = build_long_attention(config)
         build = serving_mlp if serving else training_mlp
         self.mlp = build(self._mlp_inputs(), config.mlp)
 
@@ -123,12 +128,26 @@ class Ranker(nn.Module):
             embedded = embedded + table(items.codes[..., index])
         return embedded
 
+    def embed_all(self, items: Items) -> Embedded:
+        """Items as an attention reads them."""
+        index = self.config.category_index
+        categories = torch.zeros_like(items.rows) if index is None else items.codes[..., index]
+        return Embedded(self.embed(items), categories, items.rows > 0)
+
     def compress(self, long: Items) -> UserSlots:
-        """Slots of each user's long history [U, L], newest first; width 0 slots where the model has none."""
-        if self.long is None:
-            empty = torch.zeros(len(long.rows), 0, self.config.width, device=long.rows.device)
-            return UserSlots(empty, empty)
-        return self.long.compress(self.embed(long))
+        """Slots of each user's long history [U, L], newest first; no slots where the model has no long attention.
+
+        Raises ValueError for a model whose long attention cannot be compressed.
+        """
+        if isinstance(self.long, LreaAttention):
+            return self.long.compress(self.embed_all(long))
+        if self.long is not None:
+            raise ValueError(
+                f"the long attention {self.config.long_attention} reads the whole history for every candidate: "
+                'only a model with long_attention = "lrea" (or "none") can be cached and served'
+            )
+        empty = torch.zeros(len(long.rows), 0, self.config.width, device=long.rows.device)
+        return UserSlots(empty, empty)
 
     def sketch(self, long: Items) -> Tensor:
         """Match sketch of each user's long history, uint8 [U, M]; M is 0 where the model has none."""
@@ -138,16 +157,26 @@ class Ranker(nn.Module):
 
     # ---- candidates
 
-    def forward(self, batch: TrainingBatch) -> Tensor:
-        """Logits float32 [n] of the n candidates that the mask keeps, in the form that is trained."""
-        target_UKd = self.embed(batch.candidates)
-        long_UKd = self.long.training_form(target_UKd, self.embed(batch.long)) if self.long is not None else None
+    def forward(self, batch: TrainingBatch) -> Output:
+        """Logits of the batch's candidates in the form that is trained, and the long attention's own loss."""
+        candidates, long = self.embed_all(batch.candidates), _without_common_padding(batch.long)
+        long_UKd, loss = None, batch.labels_UK.new_zeros(())
+        if self.long is not None:
+            history = self.embed_all(long)
+            long_UKd = self.long(candidates, history)
+            if self.training:
+                loss = self.long.auxiliary_loss(candidates, history, batch.labels_UK)
+        side_UF = torch.cat([batch.user_codes, batch.context_codes], dim=-1)
         inputs_UKf = self._mlp_input(
-            target_UKd, long_UKd, self.sketch(batch.long), batch.short, batch.candidates,
-            torch.cat([batch.user_codes, batch.context_codes], dim=-1),
-        )  # fmt: skip
+            candidates, batch.candidates.hashes, long_UKd, self.sketch(long), batch.short, side_UF
+        )
         logits: Tensor = self.mlp(inputs_UKf[batch.mask_UK])
-        return logits.squeeze(-1)
+        return Output(logits.squeeze(-1), loss)
+
+    def logits(self, batch: TrainingBatch) -> Tensor:
+        """Logits float32 [n] of the n candidates that the mask keeps, in the form that is trained."""
+        output: Output = self(batch)
+        return output.logits
 
     @torch.no_grad()
     def score(self, request: ScoringInput) -> Tensor:
@@ -162,35 +191,41 @@ class Ranker(nn.Module):
         return list(self.mlp(inputs).squeeze(-1).split(sizes))
 
     def _serving_input(self, request: ScoringInput) -> Tensor:
-        candidates = request.candidates.unsqueeze()
-        target_UKd = self.embed(candidates)
+        items = request.candidates.unsqueeze()
+        candidates = self.embed_all(items)
         slots = UserSlots(request.state.keys_Rd.unsqueeze(0), request.state.values_Rd.unsqueeze(0))
-        long_UKd = self.long.absorbed(target_UKd, slots) if self.long is not None else None
-        side = torch.cat([request.user_codes, request.context_codes]).unsqueeze(0)
+        long_UKd = self.long.absorbed(candidates.vectors, slots) if isinstance(self.long, LreaAttention) else None
+        side_UF = torch.cat([request.user_codes, request.context_codes]).unsqueeze(0)
         short, sketch_UM = request.short.unsqueeze(), request.state.sketch_M.unsqueeze(0)
-        return self._mlp_input(target_UKd, long_UKd, sketch_UM, short, candidates, side).squeeze(0)
+        return self._mlp_input(candidates, items.hashes, long_UKd, sketch_UM, short, side_UF).squeeze(0)
 
     def _mlp_input(
         self,
-        target_UKd: Tensor,
+        candidates: Embedded,
+        hashes_UKC: Tensor,
         long_UKd: Tensor | None,
         sketch_UM: Tensor,
         short: Items,
-        candidates: Items,
         side_codes_UF: Tensor,
     ) -> Tensor:
         """Everything the MLP reads of each candidate, float32 [U, K, f]."""
+        target_UKd = candidates.vectors
         parts = [target_UKd]
         if self.short is not None:
-            parts += _with_product(target_UKd, self.short(target_UKd, self.embed(short)))
+            parts += _with_product(target_UKd, self.short(candidates, self.embed_all(short)))
         if long_UKd is not None:
             parts += _with_product(target_UKd, long_UKd)
         for index, table in enumerate(self.side_embeddings):
             parts.append(table(side_codes_UF[:, index]).unsqueeze(1).expand(-1, target_UKd.shape[1], -1))
         if self.config.match:
-            parts.append(match_short(short.hashes, candidates.hashes))
-            parts.append(read_sketch(sketch_UM, candidates.hashes, self.config.sketch_cells))
+            parts.append(match_short(short.hashes, hashes_UKC))
+            parts.append(read_sketch(sketch_UM, hashes_UKC, self.config.sketch_cells))
         return torch.cat(parts, dim=-1)
+
+
+def _without_common_padding(long: Items) -> Items:
+    """The columns that any user of the batch has a row in: young users of a long L cost what their rows cost."""
+    return Items(*(tensor[:, : int((long.rows > 0).any(dim=0).sum())] for tensor in long))
 
 
 def _with_product(target_UKd: Tensor, interest_UKd: Tensor) -> list[Tensor]:

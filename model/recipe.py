@@ -10,19 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.config import RankerConfig
 
-Variant = Literal["lrea", "lrea-paper", "short-match", "short-only", "item-only"]
-
 # The kinds of the ids are read off the data and cannot be chosen.
 MODEL_OPTIONS = [one.name for one in dataclasses.fields(RankerConfig) if not one.name.endswith("_kind")]
-
-# Each variant as the model options that make it, so that a comparison differs in them and in nothing else.
-VARIANTS: dict[Variant, dict[str, Any]] = {
-    "lrea": {},
-    "lrea-paper": {"form": "paper"},
-    "short-match": {"long_attention": "none"},
-    "short-only": {"long_attention": "none", "match": False},
-    "item-only": {"long_attention": "none", "match": False, "short_attention": False},
-}
 
 
 @dataclass(frozen=True)

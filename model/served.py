@@ -14,8 +14,11 @@ from model.ranker import Ranker, ScoringInput, TrainingBatch, UserState
 def served_logits(ranker: Ranker, batch: TrainingBatch, pairs_from: Items | None = None) -> Tensor:
     """Logits float32 [n] of the n candidates that the mask keeps.
 
-    pairs_from: other long histories [U, L] to take the pairs from (the sketches stay the requests' own).
+    A model that cannot be cached reads the whole histories instead. pairs_from: other long histories [U, L] to take the
+    pairs from (the sketches stay the requests' own); only for a model that can be cached.
     """
+    if not ranker.config.cacheable and pairs_from is None:
+        return ranker.logits(batch)
     keys_URd, values_URd = ranker.compress(batch.long if pairs_from is None else pairs_from)
     sketch_UM = ranker.sketch(batch.long)
     requests = [

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.absorption import absorption_gap
+from model.attention.lrea import LreaAttention
 from model.batches import BatchSource
 from model.behaviours import DataError, Int32s, Int64s, InteractionLog
 from model.bundle import sizes_of, write_bundle
@@ -24,7 +25,7 @@ from model.columns import fit_columns
 from model.encoding import encode_log
 from model.histories import Histories
 from model.metrics import auc, gauc
-from model.ranker import Ranker, TrainingBatch
+from model.ranker import Output, Ranker, TrainingBatch
 from model.recipe import Recipe, TrainingConfig
 from model.samples import (
     Requests,
@@ -133,7 +134,7 @@ def evaluate_ranker(ranker: Ranker, source: BatchSource, requests: Requests, bat
     """AUC, GAUC and log loss of a ranker in its trained form; leaves it in evaluation mode."""
     ranker.eval()
     with torch.no_grad():
-        logits = torch.cat([ranker(batch) for batch in source.batches(requests, batch_requests)]).cpu()
+        logits = torch.cat([ranker.logits(batch) for batch in source.batches(requests, batch_requests)]).cpu()
     labels, scores = requests.labels, logits.numpy()
     loss = functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels.astype(np.float32)))
     groups = requests.request_of_candidate
@@ -195,11 +196,11 @@ def _epoch(split: Split, options: TrainingConfig, rng: np.random.Generator) -> R
 
 def _step(ranker: Ranker, batch: TrainingBatch, optimizer: torch.optim.Optimizer, penalty_weight: float) -> float:
     ranker.train()
-    logits = ranker(batch)
-    loss = functional.binary_cross_entropy_with_logits(logits, batch.labels_UK[batch.mask_UK])
-    objective = loss
-    if ranker.long is not None and ranker.long.form == "paper":
-        objective = loss + penalty_weight * ranker.long.penalty()
+    output: Output = ranker(batch)
+    loss = functional.binary_cross_entropy_with_logits(output.logits, batch.labels_UK[batch.mask_UK])
+    objective = loss + output.auxiliary_loss
+    if isinstance(ranker.long, LreaAttention) and ranker.long.form == "paper":
+        objective = objective + penalty_weight * ranker.long.penalty()
     optimizer.zero_grad(set_to_none=True)
     objective.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -21,8 +21,8 @@ from typing import Any
 
 DAY_S = 86_400
 HELD_OUT_DAYS = 14  # the cache is as of T, and judged on the two weeks after it
-SERVED = "lrea"
-VARIANTS = ("item-only", "short-only", "short-match", SERVED)
+SERVED = "lrea_match"
+METHODS = ("item_only", "din_short", "din_short_match", SERVED)
 START_S = 60.0
 
 
@@ -53,8 +53,8 @@ def run(out: Path) -> dict[str, Any]:
     as_of = prepared["last_timestamp"] - HELD_OUT_DAYS * DAY_S
     started = time.monotonic()
     # Only the served model goes to where the service looks for models.
-    folders = {name: bundles if name == SERVED else out / "baselines" for name in VARIANTS}
-    trained = {name: _train(name, data, folders[name], as_of) for name in VARIANTS}
+    folders = {name: bundles if name == SERVED else out / "baselines" for name in METHODS}
+    trained = {name: _train(name, data, folders[name], as_of) for name in METHODS}
     training_seconds = time.monotonic() - started
     metrics = {name: _evaluate(Path(one["path"]), data, as_of, out) for name, one in trained.items()}
     metrics["shuffled"] = _evaluate(Path(trained[SERVED]["path"]), data, as_of, out, "--shuffle-pairs")
@@ -83,8 +83,8 @@ def step(module: str, *arguments: object) -> dict[str, Any]:
     return summary
 
 
-def _train(variant: str, data: Path, bundles: Path, as_of: int) -> dict[str, Any]:
-    return step("model", "train", "--data", data, "--out", bundles, "--as-of", as_of, "--variant", variant)
+def _train(method: str, data: Path, bundles: Path, as_of: int) -> dict[str, Any]:
+    return step("model", "train", "--data", data, "--out", bundles, "--as-of", as_of, "--method", method)
 
 
 def _evaluate(bundle: Path, data: Path, as_of: int, out: Path, *flags: str) -> dict[str, dict[str, Any]]:
@@ -146,13 +146,13 @@ def _summary(
 ) -> dict[str, Any]:
     def figures(metric: str, protocol: str, name_of_lrea: str) -> dict[str, float]:
         names = {
-            "item_only": "item-only",
-            "short_only": "short-only",
-            "short_match": "short-match",
+            "item_only": "item_only",
+            "short_only": "din_short",
+            "short_match": "din_short_match",
             "lrea_shuffled": "shuffled",
             name_of_lrea: SERVED,
         }
-        return {name: metrics[variant][protocol][metric] for name, variant in names.items()}
+        return {name: metrics[method][protocol][metric] for name, method in names.items()}
 
     return {
         "users_cached": built["users"],

@@ -8,18 +8,18 @@ import pytest
 from scripts import demo
 
 STAGES = {"fetch": {"p50": 0.4, "p99": 0.9}, "total": {"p50": 2.5, "p99": 4.25}}
-VARIANTS = ("item-only", "short-only", "short-match", "lrea", "shuffled")
+METHODS = ("item_only", "din_short", "din_short_match", "lrea_match", "shuffled")
 
 
 @pytest.fixture
 def summary() -> dict[str, Any]:
-    """Every figure another number: 100 times the variant, 10 times the protocol, plus the metric."""
+    """Every figure another number: 100 times the method, 10 times the protocol, plus the metric."""
     metrics = {
-        variant: {
+        method: {
             protocol: {"auc": 100 * place + 10 * later, "gauc": 100 * place + 10 * later + 1}
             for later, protocol in enumerate(("fresh", "as_of"))
         }
-        for place, variant in enumerate(VARIANTS, start=1)
+        for place, method in enumerate(METHODS, start=1)
     }
     built = {"users": 2469, "bytes_per_user": 9876.5, "model_id": "0123456789ab", "generation": "gen", "epoch": 1}
     replayed = {

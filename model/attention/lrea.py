@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.din import SUM_SCALE
+from model.attention.interface import Embedded, LongAttention
 from model.attention.scorer import PairScorer
 
 Form = Literal["absorbed", "paper"]
@@ -38,7 +39,7 @@ class UserSlots(NamedTuple):
     values_URd: Tensor
 
 
-class LreaAttention(nn.Module):
+class LreaAttention(LongAttention):
     """Low-rank efficient attention, in both of its forms."""
 
     def __init__(self, width: int, head_width: int, length: int, rank: int, form: Form) -> None:
@@ -67,17 +68,18 @@ class LreaAttention(nn.Module):
         """W_decomp as it is applied, r×L: a softmax over slots in the absorbed form, free in the paper's."""
         return self.decompression.softmax(0) if self.form == "absorbed" else self.decompression
 
-    def compress(self, history_ULd: Tensor) -> UserSlots:
+    def compress(self, history: Embedded) -> UserSlots:
         """Fold each user's long history into r slots (Eq. 4, and the absorption after Eq. 9).
 
-        history_ULd: float32, newest behaviour first, zero rows where padded. A user without history gets zeros.
-        Raises ValueError if L is not this attention's history length.
+        history: [U, N] with N <= L; rows beyond N count as padding. A user without history gets zeros.
+        Raises ValueError if there are more than L rows.
         """
-        if history_ULd.shape[1] != self.length:
-            raise ValueError(f"a history of {history_ULd.shape[1]} rows: this model's L is {self.length}, pad to it")
+        rows = history.vectors.shape[1]
+        if rows > self.length:
+            raise ValueError(f"a history of {rows} rows: this model's L is {self.length}, bring the newest ones")
         # One product with [W_comp | W_decompᵀ] reads the history once.
         both_RL = torch.cat([self.compression.T, self.mixing() * (SUM_SCALE / self.length)])
-        keys_URd, values_URd = (both_RL @ history_ULd).chunk(2, dim=1)
+        keys_URd, values_URd = (both_RL[:, :rows] @ history.vectors).chunk(2, dim=1)
         return UserSlots(keys_URd, values_URd)
 
     def absorbed(self, candidates_UKd: Tensor, slots: UserSlots) -> Tensor:
@@ -93,20 +95,20 @@ class LreaAttention(nn.Module):
         scores_UKR: Tensor = self.scorer(candidates_UKd, slots.keys_URd)
         return scores_UKR @ slots.values_URd
 
-    def unabsorbed(self, candidates_UKd: Tensor, history_ULd: Tensor) -> Tensor:
-        """The paper's training form (Eq. 5): interest [U, K, d]; φ after W_decomp has mixed the slots. Never served."""
-        restored_ULd = self.mixing().T @ self.compress(history_ULd).keys_URd
-        scores_UKL: Tensor = self.scorer(candidates_UKd, restored_ULd)
-        return scores_UKL @ history_ULd * (SUM_SCALE / self.length)
-
-    def served_form(self, candidates_UKd: Tensor, history_ULd: Tensor) -> Tensor:
-        """What a cache serves, from the history itself: interest [U, K, d]."""
-        return self.absorbed(candidates_UKd, self.compress(history_ULd))
-
-    def training_form(self, candidates_UKd: Tensor, history_ULd: Tensor) -> Tensor:
+    def forward(self, candidates: Embedded, history: Embedded) -> Tensor:
         """What is trained: the served form, unless `form` is "paper"."""
         trained = self.unabsorbed if self.form == "paper" else self.served_form
-        return trained(candidates_UKd, history_ULd)
+        return trained(candidates.vectors, history)
+
+    def unabsorbed(self, candidates_UKd: Tensor, history: Embedded) -> Tensor:
+        """The paper's training form (Eq. 5): interest [U, K, d]; φ after W_decomp has mixed the slots. Never served."""
+        restored_UNd = self.mixing().T[: history.vectors.shape[1]] @ self.compress(history).keys_URd
+        scores_UKN: Tensor = self.scorer(candidates_UKd, restored_UNd)
+        return scores_UKN @ history.vectors * (SUM_SCALE / self.length)
+
+    def served_form(self, candidates_UKd: Tensor, history: Embedded) -> Tensor:
+        """What a cache serves, from the history itself: interest [U, K, d]."""
+        return self.absorbed(candidates_UKd, self.compress(history))
 
     def penalty(self) -> Tensor:
         """Eq. 10, as a mean over entries: how far W_decomp is from non-negative. 0 in the absorbed form."""

@@ -95,11 +95,11 @@ def evaluate(place: Path, bundle: Path, *flags: str, **changes: object) -> Resul
 
 def test_train_ends_with_a_summary(place: Path, bundle: Path) -> None:
     summary = json.loads((place / "summary.json").read_text())
-    assert list(summary) == ["path", "model_id", "metrics", "samples", "seconds", "as_of", "variant"]
+    assert list(summary) == ["path", "model_id", "metrics", "samples", "seconds", "as_of", "method"]
     assert summary["model_id"] == bundle.name == load_bundle(bundle).model_id
     assert summary["metrics"].keys() == {"auc", "gauc", "log_loss"}
     assert summary["metrics"]["auc"] > 0.7
-    assert (summary["as_of"], summary["variant"]) == (AS_OF, "lrea")
+    assert (summary["as_of"], summary["method"]) == (AS_OF, "lrea_match")
     assert summary["samples"] > 1000
     first, *_, last = (place / "progress.txt").read_text().splitlines()
     assert first.startswith("training: 0 of ")
@@ -108,11 +108,11 @@ def test_train_ends_with_a_summary(place: Path, bundle: Path) -> None:
     assert [path.name for path in (place / "bundles").iterdir()] == [bundle.name]
 
 
-def test_train_without_a_cut_reads_all_rows_and_takes_variant_and_seed(place: Path, tmp_path: Path) -> None:
-    options = ["--data", place / "data", "--config", place / "recipe.toml", "--variant", "item-only", "--seed", 7]
+def test_train_without_a_cut_reads_all_rows_and_takes_method_and_seed(place: Path, tmp_path: Path) -> None:
+    options = ["--data", place / "data", "--config", place / "recipe.toml", "--method", "item_only", "--seed", 7]
     summary = summary_of(run("train", *options, "--out", tmp_path / "out"))
     newest = max(pq.read_table(place / "data" / "interactions.parquet")["timestamp"].to_pylist())
-    assert (summary["as_of"], summary["variant"]) == (newest + 1, "item-only")
+    assert (summary["as_of"], summary["method"]) == (newest + 1, "item_only")
     bundle = load_bundle(Path(summary["path"]))
     assert bundle.metadata["training"]["seed"] == 7
     assert (bundle.config.match, bundle.config.short_attention, bundle.config.long_attention) == (False, False, "none")

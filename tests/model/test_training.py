@@ -19,9 +19,10 @@ from model.encoding import encode_log
 from model.evaluate import EvaluationConfig, evaluate
 from model.histories import Histories
 from model.identifiers import IdKind
+from model.methods import method_options
 from model.mlp import fold_batch_norm, serving_mlp, training_mlp
 from model.ranker import ScoringInput
-from model.recipe import VARIANTS, Recipe, Variant, read_recipe
+from model.recipe import Recipe, read_recipe
 from model.samples import Requests, add_negatives, collect_requests, limit_candidates
 from model.served import served_logits
 from model.train import split_by_time, train
@@ -42,15 +43,17 @@ def test_the_same_seed_trains_the_same_model(tmp_path: Path, data: Path, bundle:
     assert other.model_id != bundle.model_id
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "lrea-paper"])
+@pytest.mark.parametrize("method", ["item_only", "din_short", "din_short_match", "lrea", "lrea_match"])
 @pytest.mark.parametrize("kind", ["int", "string"])
-def test_every_variant_serves_what_it_was_trained_as(tmp_path: Path, variant: Variant, kind: IdKind) -> None:
+def test_every_method_that_is_cached_serves_what_it_was_trained_as(tmp_path: Path, method: str, kind: IdKind) -> None:
     """The padded batches of training against compressed states and one request at a time, with ids of both kinds."""
     folder = tiny_data(tmp_path / "data", item_kind=kind, user_kind=kind, labels=kind == "string")
-    bundle = tiny_bundle(tmp_path, folder, **VARIANTS[variant])
+    bundle = tiny_bundle(tmp_path, folder, **method_options(method))
     source, requests = requests_of(folder, bundle)
     for batch in source.batches(requests, 16):
-        torch.testing.assert_close(served_logits(bundle.ranker, batch), bundle.ranker(batch), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            served_logits(bundle.ranker, batch), bundle.ranker.logits(batch), atol=1e-5, rtol=1e-5
+        )
 
 
 def requests_of(folder: Path, bundle: Bundle) -> tuple[BatchSource, Requests]:
