@@ -1,23 +1,16 @@
 """Data folders are whole or absent; the public data set is what we say of it, and no sample sees its future."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from model.batches import BatchSource
 from model.behaviours import InteractionLog, read_log
-from model.catalogue import Items
-from model.config import RankerConfig
 from model.datasets import complete_journey
 from model.datasets.folder import write_folder
-from model.encoding import EncodedLog
-from model.histories import Histories
-from model.samples import collect_requests
+from tests.model.datasets.past import assert_samples_see_only_the_past
 
 ROWS = pa.table({"user_id": [2, 1, 2], "item_id": ["a", "b", "a"], "timestamp": [30, 10, 20]})
 ITEMS = pa.table({"item_id": ["a", "b"], "category": ["x", None]})
@@ -106,40 +99,6 @@ def test_the_journey_reads_as_a_log(log: InteractionLog) -> None:
     assert (log.session_start == log.session_end).all(), "a basket carries one time"
 
 
-def test_no_sample_of_the_journey_sees_its_own_session_or_the_future(
-    journey: tuple[Path, dict[str, int]], log: InteractionLog
-) -> None:
-    """Through the batches that training learns from, with rows for items: a batch then shows which rows it saw."""
-    raw = pq.read_table(journey[0] / "interactions.parquet")
-    order = np.lexsort((raw["timestamp"].to_numpy(), raw["user_id"].to_numpy()))
-    user_of_row = raw["user_id"].to_numpy()[order]
-    time_of_row = raw["timestamp"].to_numpy()[order]
-    session_of_row = raw["session_id"].to_numpy()[order]
-    numbered = replace(log, item=np.arange(len(log), dtype=np.int32), item_ids=pa.array(np.arange(len(log))))
-    codes, hashes = torch.zeros(1 + len(log), 0, dtype=torch.int64), torch.zeros(1 + len(log), 1, dtype=torch.int64)
-    encoded = EncodedLog(
-        Items(torch.arange(1 + len(log)), codes, hashes),
-        user_codes=torch.zeros(len(log.user_ids), 0, dtype=torch.int64),
-        context_codes=torch.zeros(len(log), 0, dtype=torch.int64),
-    )
-    config = RankerConfig(long_length=512, short_length=32)
-    source = BatchSource(encoded, Histories.live(numbered), config, torch.device("cpu"))
-
-    everything = collect_requests(numbered, np.zeros((len(log), 0), np.int64), 0, int(log.timestamp.max()) + 1)
-    chosen = np.random.default_rng(0).choice(len(everything.items), SAMPLE, replace=False)
-    requests = everything.only(everything.request_of_candidate[chosen])
-    target = everything.items[chosen].astype(np.int64)  # the sample's own row
-
-    batches = list(source.batches(requests, 64))
-    seen = torch.cat([torch.cat([batch.short.rows, batch.long.rows], dim=1) for batch in batches]).numpy()
-    present, row = seen > 0, np.maximum(seen - 1, 0)
-    assert (user_of_row[row] == user_of_row[target][:, None])[present].all()
-    assert (time_of_row[row] < time_of_row[target][:, None])[present].all()
-    assert (session_of_row[row] != session_of_row[target][:, None])[present].all()
-
-    # And it sees all of the past: as many rows as there are, up to the window.
-    for sample in range(0, SAMPLE, 20):
-        own = user_of_row == user_of_row[target[sample]]
-        past = np.flatnonzero(own & (time_of_row < time_of_row[target[sample]]))[::-1][:544]
-        assert row[sample][present[sample]].tolist() == past.tolist()
-    assert present.any(axis=1).mean() > 0.95
+def test_no_sample_of_the_journey_sees_its_own_session_or_the_future(journey: tuple[Path, dict[str, int]]) -> None:
+    """As on every data set (datasets/test_past.py); and nearly every sample has a history."""
+    assert assert_samples_see_only_the_past(journey[0], SAMPLE) > 0.95 * SAMPLE
