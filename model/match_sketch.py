@@ -10,11 +10,12 @@ the older age are kept, because a collision can only raise a count and only lowe
     cell index  table 0: low 32 bits of the hash mod m; table 1: high 32 bits mod m; m is a power of two
 
 Features read per column: log(1 + count), seen (0 or 1), 1 / sqrt(age + 1), each from its code. The short window is
-matched exactly by `match_short`, with the same three features. Letters: U users, N rows, K candidates, C columns,
-M cells of all tables together.
+matched exactly by `match_short`, with the same three features. How often a sketch errs, and which m to choose:
+docs/match-sketch.md. Letters: U users, N rows, K candidates, C columns, T tables, M cells of all tables together.
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from model.identifiers import NULL_HASH
 COUNT_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 FEATURES_PER_COLUMN = 3
 _MAX_AGE_CODE = 15
-_LOW_32_BITS = 0xFFFFFFFF
+_COUNT_BITS, _AGE_BITS = 0xF0, 0x0F
 
 
 def check_cells(cells: tuple[int, ...]) -> None:
@@ -41,34 +42,33 @@ def build_sketch(hashes_UNC: Tensor, cells: tuple[int, ...]) -> Tensor:
     hashes_UNC: int64 match hashes, newest behaviour first (its position is its age); `NULL_HASH` where padded or
     missing. Returns uint8 [U, M]. Raises ValueError if the columns differ from `cells`.
     """
-    index_UNCT, present_UNC = _cell_index(hashes_UNC, cells)
-    users, rows, columns = hashes_UNC.shape
-    width = sketch_width(cells)
+    device, width = hashes_UNC.device, sketch_width(cells)
+    index_UNCT = _cell_index(hashes_UNC, cells)
     # One bin past the sketch swallows what is missing, so that no mask has to be gathered.
-    slots = torch.where(present_UNC.unsqueeze(-1), index_UNCT, width).reshape(users, -1)
-    ages = torch.arange(rows, device=hashes_UNC.device).view(1, rows, 1, 1)
-    ages = ages.expand(users, rows, columns, SKETCH_TABLES).reshape(users, -1)
-    counts_UM = torch.zeros(users, width + 1, dtype=torch.int64, device=hashes_UNC.device)
-    counts_UM.scatter_add_(1, slots, torch.ones_like(slots))
-    newest_UM = torch.full_like(counts_UM, rows).scatter_reduce_(1, slots, ages, "amin")
-    return _encode_cells(counts_UM[:, :width].contiguous(), newest_UM[:, :width].contiguous())
+    bins_UX = index_UNCT.masked_fill_((hashes_UNC == NULL_HASH).unsqueeze(-1), width).flatten(1)
+    counts_UM = torch.zeros(len(bins_UX), width + 1, dtype=torch.int32, device=device)
+    counts_UM.scatter_add_(1, bins_UX, torch.ones_like(bins_UX, dtype=torch.int32))
+    # Age codes rise with age, so the least code in a cell is its newest row's.
+    ages_UX = _age_bytes(hashes_UNC.shape[1], device).view(1, -1, 1, 1).expand_as(index_UNCT).flatten(1)
+    newest_UM = torch.full_like(counts_UM, 0xFF, dtype=torch.uint8).scatter_reduce_(1, bins_UX, ages_UX, "amin")
+    count_bytes_UM = _byte_of_count(device).index_select(0, counts_UM.clamp_(max=COUNT_STEPS[-1]).flatten())
+    return (count_bytes_UM.view_as(newest_UM) & newest_UM)[:, :width].contiguous()
 
 
 def read_sketch(sketch_UM: Tensor, hashes_UKC: Tensor, cells: tuple[int, ...]) -> Tensor:
-    """Look K candidates up in each user's sketch.
+    """Look K candidates up in each user's sketch, by one gather for all of them.
 
     sketch_UM: uint8; hashes_UKC: int64, `NULL_HASH` never matches. Returns float32 [U, K, 3C]: per column
-    log(1 + count), seen, 1 / sqrt(age + 1), zeros where not seen.
+    log(1 + count), seen, 1 / sqrt(age + 1), zeros where not seen. Raises ValueError if the columns differ from `cells`.
     """
-    index_UKCT, present_UKC = _cell_index(hashes_UKC, cells)
-    users, candidates, columns = hashes_UKC.shape
-    cells_UKCT = sketch_UM.gather(1, index_UKCT.reshape(users, -1)).reshape(users, candidates, columns, SKETCH_TABLES)
-    count_codes = (cells_UKCT >> 4).amin(-1).long() * present_UKC
-    age_codes = (cells_UKCT & 15).amax(-1).long()
-    log_counts = torch.tensor(_LOG_COUNT_OF_CODE, device=sketch_UM.device)[count_codes]
-    recency = torch.tensor(_RECENCY_OF_CODE, device=sketch_UM.device)[age_codes]
-    seen = count_codes > 0
-    return torch.stack([log_counts, seen.float(), recency * seen], dim=-1).flatten(-2)
+    index_UKCT = _cell_index(hashes_UKC, cells)
+    first_UKC, second_UKC = sketch_UM.gather(1, index_UKCT.flatten(1)).view(index_UKCT.shape).unbind(-1)
+    # A count is in the high bits, so the lesser byte has the lesser count.
+    counts_UKC = torch.minimum(first_UKC, second_UKC) & _COUNT_BITS
+    ages_UKC = torch.maximum(first_UKC & _AGE_BITS, second_UKC & _AGE_BITS)
+    read_UKC = (counts_UKC | ages_UKC).masked_fill_(hashes_UKC == NULL_HASH, 0)
+    features = _features_of_byte(sketch_UM.device).index_select(0, read_UKC.flatten().int())
+    return features.view(*hashes_UKC.shape, FEATURES_PER_COLUMN).flatten(-2)
 
 
 def match_short(short_USC: Tensor, hashes_UKC: Tensor) -> Tensor:
@@ -78,36 +78,58 @@ def match_short(short_USC: Tensor, hashes_UKC: Tensor) -> Tensor:
     `read_sketch` from exact counts and ages.
     """
     window = short_USC.shape[1]
-    equal_UKCS = (hashes_UKC.unsqueeze(-1) == short_USC.transpose(1, 2).unsqueeze(1)) & (
-        hashes_UKC != NULL_HASH
-    ).unsqueeze(-1)
-    counts = equal_UKCS.sum(-1)
-    ages = torch.arange(window, device=short_USC.device)
-    newest = torch.where(equal_UKCS, ages, window).amin(-1) if window else counts
-    seen = counts > 0
-    recency = (newest + 1).float().rsqrt() * seen
-    return torch.stack([torch.log1p(counts.float()), seen.float(), recency], dim=-1).flatten(-2)
+    if not window:
+        return torch.zeros(*hashes_UKC.shape[:2], FEATURES_PER_COLUMN * hashes_UKC.shape[2], device=hashes_UKC.device)
+    recency_S = torch.arange(1, window + 1, dtype=torch.float32, device=short_USC.device).rsqrt()
+    # Contiguous in S, which the comparison and both reductions run along: a fifth of the time.
+    short_UCS = short_USC.transpose(1, 2).contiguous()
+    equal_UKCS = (hashes_UKC.unsqueeze(-1) == short_UCS.unsqueeze(1)).float()
+    present_UKC = hashes_UKC != NULL_HASH
+    counts_UKC = equal_UKCS.sum(-1) * present_UKC
+    recency_UKC = (equal_UKCS * recency_S).amax(-1) * present_UKC
+    return torch.stack([counts_UKC.log1p(), (counts_UKC > 0).float(), recency_UKC], dim=-1).flatten(-2)
 
 
-_LOG_COUNT_OF_CODE = [0.0, *(math.log1p(count) for count in COUNT_STEPS)]
-_RECENCY_OF_CODE = [2.0 ** (-code / 2) for code in range(_MAX_AGE_CODE + 1)]
-
-
-def _cell_index(hashes: Tensor, cells: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Index of both cells of each hash within the whole sketch [..., C, 2], and where there is a value [..., C]."""
+def _cell_index(hashes: Tensor, cells: tuple[int, ...]) -> Tensor:
+    """Index of both cells of each hash within the whole sketch, [..., C, 2]."""
     if hashes.shape[-1] != len(cells):
         raise ValueError(f"hashes of {hashes.shape[-1]} columns for a sketch of {len(cells)}: use the bundle's columns")
-    size = torch.tensor(cells, device=hashes.device, dtype=torch.int64)
-    start = SKETCH_TABLES * (size.cumsum(0) - size)
-    halves = torch.stack([hashes & _LOW_32_BITS, (hashes >> 32) & _LOW_32_BITS], dim=-1)
-    tables = torch.stack([start, start + size], dim=-1)
-    return (halves & (size - 1).unsqueeze(-1)) + tables, hashes != NULL_HASH
+    masks_CT, starts_CT = _layout(cells, hashes.device)
+    # An arithmetic shift: sizes of at most 2^31 mask its sign bits away.
+    return torch.stack([hashes, hashes >> 32], dim=-1).bitwise_and_(masks_CT).add_(starts_CT)
 
 
-def _encode_cells(counts: Tensor, ages: Tensor) -> Tensor:
-    steps = torch.tensor(COUNT_STEPS, device=counts.device)
-    count_codes = torch.bucketize(counts, steps, right=True)
-    # Powers of two are exact in int64 where log2 in float32 is not.
-    octaves = 2 ** torch.arange(1, _MAX_AGE_CODE + 1, device=counts.device)
-    age_codes = torch.bucketize(ages + 1, octaves, right=True)
-    return torch.where(counts > 0, count_codes << 4 | age_codes, 0).to(torch.uint8)
+def _age_bytes(rows: int, device: torch.device) -> Tensor:
+    """The age code of each position under count bits that are all set, uint8 [N]."""
+    # frexp: x = fraction · 2^exponent with fraction in [.5, 1), so the exponent is floor(log2(x)) + 1, exactly.
+    _, exponents_N = torch.arange(1, rows + 1, dtype=torch.float32, device=device).frexp()
+    return exponents_N.sub_(1).clamp_(max=_MAX_AGE_CODE).bitwise_or_(_COUNT_BITS).to(torch.uint8)
+
+
+# Constants, made once per device: made anew for each call they would be copied to a GPU for each call.
+
+
+@cache
+def _layout(cells: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each column's tables: size - 1, and where it starts in the sketch, int64 [C, T] each."""
+    sizes_CT = torch.tensor(cells, dtype=torch.int64, device=device).unsqueeze(-1).repeat(1, SKETCH_TABLES)
+    return sizes_CT - 1, (sizes_CT.flatten().cumsum(0) - sizes_CT.flatten()).view_as(sizes_CT)
+
+
+@cache
+def _byte_of_count(device: torch.device) -> Tensor:
+    """The code of a count over age bits that are all set, and 0 for a count of 0, uint8 [193]."""
+    codes = torch.bucketize(torch.arange(COUNT_STEPS[-1] + 1), torch.tensor(COUNT_STEPS), right=True)
+    return torch.where(codes > 0, codes << 4 | _AGE_BITS, 0).to(torch.uint8).to(device)
+
+
+@cache
+def _features_of_byte(device: torch.device) -> Tensor:
+    """What is read of a cell's count and age, float32 [256, 3]; zeros where the count is."""
+    features = [
+        [math.log1p(COUNT_STEPS[(byte >> 4) - 1]), 1.0, 2.0 ** (-(byte & _AGE_BITS) / 2)]
+        if byte >> 4
+        else [0.0] * FEATURES_PER_COLUMN
+        for byte in range(256)
+    ]
+    return torch.tensor(features, device=device)

@@ -1,11 +1,12 @@
 """The match sketch against exact counts and ages, cell by cell, and its pinned formulas."""
 
 import math
+from random import Random
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.cache_format.shape import sketch_width
@@ -13,6 +14,7 @@ from model.identifiers import NULL_HASH, match_hashes
 from model.match_sketch import COUNT_STEPS, build_sketch, check_cells, match_short, read_sketch
 
 CELLS = (64, 32)
+property_test = settings(max_examples=50, deadline=None)  # a busy machine is no failure
 
 
 def hashes(*columns: list[int | None]) -> torch.Tensor:
@@ -39,6 +41,7 @@ def sketch_slowly(rows_nC: np.ndarray, cells: tuple[int, ...]) -> np.ndarray:
     return sketch
 
 
+@property_test
 @given(
     items=st.lists(st.integers(0, 60), max_size=300),
     categories=st.lists(st.one_of(st.none(), st.integers(0, 8)), min_size=300, max_size=300),
@@ -48,6 +51,7 @@ def test_build_equals_the_specification(items: list[int], categories: list[int |
     np.testing.assert_array_equal(build_sketch(rows, CELLS)[0].numpy(), sketch_slowly(rows[0].numpy(), CELLS))
 
 
+@property_test
 @given(
     items=st.lists(st.integers(0, 60), max_size=200),
     asked=st.lists(st.integers(0, 90), min_size=1, max_size=20),
@@ -75,6 +79,105 @@ def test_counts_and_ages_are_read_back_in_their_steps() -> None:
         [0, 0, 0],
     ]
     torch.testing.assert_close(features, torch.tensor(expected, dtype=torch.float32))
+
+
+HASHES = st.one_of(st.just(NULL_HASH), st.integers(-(2**63), 2**63 - 1), st.integers(-40, 40))
+
+
+def raw_hashes(rows: st.SearchStrategy[int]) -> st.SearchStrategy[torch.Tensor]:
+    """[1, n, 2] hashes of any bits, some of them missing, some equal."""
+    pairs = rows.flatmap(lambda n: st.lists(st.tuples(HASHES, HASHES), min_size=n, max_size=n))
+    return pairs.map(lambda values: torch.tensor(values, dtype=torch.int64).reshape(1, len(values), 2))
+
+
+@property_test
+@given(long=raw_hashes(st.integers(0, 50)), padding=st.integers(0, 80))
+def test_padding_that_is_trimmed_changes_no_byte(long: torch.Tensor, padding: int) -> None:
+    padded = torch.cat([long, torch.full((1, padding, 2), NULL_HASH)], dim=1)
+    assert torch.equal(build_sketch(padded, CELLS), build_sketch(long, CELLS))
+
+
+@property_test
+@given(newer=raw_hashes(st.integers(0, 40)), older=raw_hashes(st.integers(0, 40)))
+def test_older_rows_never_lower_a_count_nor_change_the_age_of_what_was_there(
+    newer: torch.Tensor, older: torch.Tensor
+) -> None:
+    before = build_sketch(newer, CELLS)[0].int()
+    after = build_sketch(torch.cat([newer, older], dim=1), CELLS)[0].int()
+    assert bool((after >> 4 >= before >> 4).all())
+    there = before > 0
+    assert torch.equal(after[there] & 15, before[there] & 15)
+
+
+@property_test
+@given(
+    users=st.lists(raw_hashes(st.just(12)), min_size=1, max_size=6),
+    asked=raw_hashes(st.just(5)),
+    order=st.randoms(use_true_random=False),
+)
+def test_permuting_users_permutes_sketches_and_what_is_read(
+    users: list[torch.Tensor], asked: torch.Tensor, order: Random
+) -> None:
+    place = order.sample(range(len(users)), len(users))
+    sketches = build_sketch(torch.cat(users), CELLS)
+    assert torch.equal(build_sketch(torch.cat([users[user] for user in place]), CELLS), sketches[place])
+    wanted = torch.cat([asked + user for user in range(len(users))])
+    read = read_sketch(sketches, wanted, CELLS)
+    assert torch.equal(read_sketch(sketches[place], wanted[place], CELLS), read[place])
+    for user, long in enumerate(users):
+        alone = read_sketch(build_sketch(long, CELLS), wanted[user : user + 1], CELLS)
+        assert torch.equal(alone[0], read[user])
+
+
+@property_test
+@given(seed=st.integers(0, 2**16), asked=raw_hashes(st.integers(1, 20)))
+def test_read_equals_the_specification_on_any_bytes(seed: int, asked: torch.Tensor) -> None:
+    sketch = np.random.default_rng(seed).integers(0, 256, sketch_width(CELLS), dtype=np.uint8)
+    expected: list[float] = []
+    for pair in asked[0].tolist():
+        start = 0
+        for value, size in zip(pair, CELLS, strict=True):
+            unsigned = value % 2**64
+            both = [sketch[start + unsigned % 2**32 % size], sketch[start + size + (unsigned >> 32) % size]]
+            count = min(int(cell) >> 4 for cell in both) if value != NULL_HASH else 0
+            recency = 2 ** (-max(int(cell) & 15 for cell in both) / 2)
+            expected += [math.log1p(COUNT_STEPS[count - 1]), 1, recency] if count else [0, 0, 0]
+            start += 2 * size
+    found = read_sketch(torch.from_numpy(sketch)[None], asked, CELLS)
+    torch.testing.assert_close(found.flatten(), torch.tensor(expected, dtype=torch.float32))
+
+
+@property_test
+@given(short=raw_hashes(st.integers(0, 20)), asked=raw_hashes(st.integers(1, 10)))
+def test_the_short_window_equals_a_slow_loop(short: torch.Tensor, asked: torch.Tensor) -> None:
+    # Half of what is asked for is in the window, if there is one.
+    asked = torch.cat([asked, short[:, ::2]], dim=1)
+    expected: list[float] = []
+    for pair in asked[0].tolist():
+        for column, value in enumerate(pair):
+            ages = [age for age, row in enumerate(short[0].tolist()) if row[column] == value != NULL_HASH]
+            expected += [math.log1p(len(ages)), 1, (ages[0] + 1) ** -0.5] if ages else [0, 0, 0]
+    found = match_short(short, asked)
+    torch.testing.assert_close(found.flatten(), torch.tensor(expected, dtype=torch.float32))
+
+
+def test_what_is_given_stays_as_it_is() -> None:
+    long, asked = hashes([1, 2, None], [3, None, 3]), hashes([1, None], [3, 4])
+    sketch = build_sketch(long, CELLS)
+    copies = long.clone(), asked.clone(), sketch.clone()
+    build_sketch(long, CELLS)
+    read_sketch(sketch, asked, CELLS)
+    match_short(long, asked)
+    for tensor, copy in zip((long, asked, sketch), copies, strict=True):
+        assert torch.equal(tensor, copy)
+
+
+def test_no_rows_no_candidates_and_no_users() -> None:
+    empty = hashes([], [])
+    assert torch.equal(build_sketch(empty, CELLS), torch.zeros(1, 192, dtype=torch.uint8))
+    assert read_sketch(build_sketch(empty, CELLS), empty, CELLS).shape == (1, 0, 6)
+    assert match_short(empty, empty).shape == (1, 0, 6)
+    assert build_sketch(empty[:0], CELLS).shape == (0, 192)
 
 
 def test_padding_and_missing_values_never_match() -> None:
