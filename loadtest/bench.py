@@ -19,8 +19,10 @@ import typer
 from torch import Tensor
 
 from model.attention.din import DinAttention
-from model.attention.lrea import LreaAttention, UserSlots
+from model.attention.interface import Embedded
+from model.attention.lrea import LreaAttention
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
+from model.attention.slots import UserSlots
 
 WIDTH, HEAD = 32, 32
 LENGTHS = (512, 2_000, 10_000)
@@ -56,17 +58,18 @@ def concatenated(scorer: PairScorer, candidates_1Bd: Tensor, slots: UserSlots) -
     return torch.nn.functional.leaky_relu(hidden, NEGATIVE_SLOPE) @ scorer.out @ slots.values_URd[0]
 
 
-def din_in_chunks(din: DinAttention, candidates_1Bd: Tensor, history_1Ld: Tensor) -> Tensor:
+def din_in_chunks(din: DinAttention, candidates: Embedded, chunks: list[Embedded]) -> Tensor:
     """DIN over the whole history, a few rows at a time."""
-    chunks = torch.split(history_1Ld, CHUNK_ROWS, dim=1)
-    return torch.stack([din(candidates_1Bd, chunk) for chunk in chunks]).sum(0)
+    return torch.stack([din(candidates, chunk) for chunk in chunks]).sum(0)
 
 
 def at_length(length: int, candidates: int, rank: int, seconds: float) -> dict[str, float]:
     """LREA's head, its compression and DIN at one history length: seconds and ratios."""
-    lrea = LreaAttention(WIDTH, HEAD, length, rank, "absorbed")
+    lrea = LreaAttention(WIDTH, HEAD, length, rank)
     din = DinAttention(WIDTH, HEAD, length)
-    history, targets = torch.randn(1, length, WIDTH), torch.randn(1, candidates, WIDTH)
+    history, targets = Embedded.of(torch.randn(1, length, WIDTH)), torch.randn(1, candidates, WIDTH)
+    embedded = Embedded.of(targets)
+    chunks = [Embedded.of(chunk) for chunk in torch.split(history.vectors, CHUNK_ROWS, dim=1)]
     slots = lrea.compress(history)
     torch.testing.assert_close(
         concatenated(lrea.scorer, targets, slots), lrea.absorbed(targets, slots)[0], atol=1e-4, rtol=1e-4
@@ -76,7 +79,7 @@ def at_length(length: int, candidates: int, rank: int, seconds: float) -> dict[s
             "head": lambda: lrea.absorbed(targets, slots),
             "concatenated": lambda: concatenated(lrea.scorer, targets, slots),
             "compress": lambda: lrea.compress(history).keys_URd,
-            "din_long": lambda: din_in_chunks(din, targets, history),
+            "din_long": lambda: din_in_chunks(din, embedded, chunks),
         },
         seconds,
     )

@@ -5,16 +5,27 @@ measurement says how much: it is taken at every export, written into the bundle,
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.attention.lrea import LreaAttention
+from model.attention.slots import Form
 from model.metrics import auc
 from model.ranker import Ranker, TrainingBatch
 from model.served import served_logits
+
+_WHY_PAPER = (
+    'form = "paper" is trained by Eq. 5, with φ after W_decomp has mixed the slots, and served by Eq. 9, with φ on '
+    "each slot: they agree only where W_decomp's columns are one-hot, and the penalty of Eq. 10 does not make them so. "
+    'Train with form = "absorbed" or "hard", or raise training.absorption_tolerance to export it all the same'
+)
+_WHY_OTHERWISE = (
+    "This form is served as it is trained but for rounding, so the fold of BatchNorm into the MLP or the served head "
+    "is at fault, or the weights are not finite (then lower training.learning_rate)"
+)
 
 
 class AbsorptionError(ValueError):
@@ -30,14 +41,19 @@ class AbsorptionGap:
     logit_max: float  # max |Δlogit|
     auc_trained: float
     auc_served: float
+    form: Form = "absorbed"  # that was trained
+    auc_delta: float = field(init=False)  # served less trained
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "auc_delta", self.auc_served - self.auc_trained)
 
     def check(self, tolerance: float) -> None:
-        """Raise AbsorptionError if the mean |Δlogit| is above `tolerance`."""
+        """Raise AbsorptionError, saying why, if the mean |Δlogit| is above `tolerance`."""
         if not self.logit_mean <= tolerance:
             raise AbsorptionError(
                 f"the served form differs from the trained one: mean |Δlogit| {self.logit_mean:.4g}, wanted at most "
-                f"{tolerance:.4g} (AUC {self.auc_trained:.4f} as trained, {self.auc_served:.4f} as served): train with "
-                'form = "absorbed", or raise absorption_tolerance to export it all the same'
+                f"{tolerance:.4g} (AUC {self.auc_trained:.4f} as trained, {self.auc_served:.4f} as served, ΔAUC "
+                f"{self.auc_delta:+.4f}). {_WHY_PAPER if self.form == 'paper' else _WHY_OTHERWISE}"
             )
 
 
@@ -64,6 +80,7 @@ def absorption_gap(trained: Ranker, served: Ranker, batches: Iterable[TrainingBa
         logit_max=float(difference.max()),
         auc_trained=auc(labels.astype(np.int8), as_trained),
         auc_served=auc(labels.astype(np.int8), as_served),
+        form=trained.config.form,
     )
 
 

@@ -5,68 +5,73 @@
     served, "absorbed" (Eq. 9)    u = Σ_k s(E_t, E_comp[k]) E_aux[k]             O(K·r·d·h), whatever L is
     paper's training form (Eq. 5) u = Σ_l s(E_t, Ê_s[l]) E_s[l],  Ê_s = W_decompᵀ E_compᵀ    O(K·L·d·h)
 
-with s the pair scorer of `scorer.py`. The forms are equal when W_decomp's columns are one-hot, and otherwise not: φ
-acts on the mixed slots in one and on each slot in the other. `absorbed` therefore trains what is served: W_decomp's
-columns are a softmax over slots, and slot k starts as the k-th block of positions. `paper` trains Eq. 5 with the
-penalty of Eq. 10 (read here as: W_decomp is pushed towards non-negative entries) and is served by Eq. 9;
+with s the pair scorer of `scorer.py`. The two are equal when W_decomp's columns are one-hot, and otherwise not: φ acts
+on the mixed slots in one and on each slot in the other. `absorbed` therefore trains what is served, with W_decomp's
+columns a softmax over slots; `hard` makes them one-hot, so that Eq. 5 and Eq. 9 are one function; `paper` trains Eq. 5
+with the penalty of Eq. 10 (read here as: W_decomp is pushed towards non-negative entries) and is served by Eq. 9;
 `model.absorption` measures the difference.
-Positions are right-aligned: index 0 is the newest behaviour.
+
+How rows become slots is the arrangement's matter: `learned_slots.py` (W_comp and W_decomp over positions) or
+`block_slots.py` (equal blocks of the rows present). Position 0 is the newest behaviour.
 
 Letters: U users, K candidates, L history length, r slots, d width, h scorer width.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.attention.block_slots import BlockSlots
 from model.attention.din import SUM_SCALE
 from model.attention.interface import Embedded, LongAttention
+from model.attention.learned_slots import LearnedSlots
 from model.attention.scorer import PairScorer
+from model.attention.slots import ROW_BLOCKS, Blocks, Form, UserSlots
 
-Form = Literal["absorbed", "paper"]
 # Floats of hidden layer at a time when one request is served on a CPU: 1 MB stays in cache. Over all candidates at once
 # B = 1,000 took 3.5 ms (r = 32) and 16 ms (r = 128) on one core, in chunks 1.3 ms and 4.7 ms.
 _CHUNK_FLOATS = 1 << 18
-# Logit of a position's own slot at the start: softmax then gives it e^8 / (e^8 + r - 1), over .98 up to r = 32.
-_BLOCK_LOGIT = 8.0
-
-
-class UserSlots(NamedTuple):
-    """What users' long histories become: keys and values, each float32 [U, r, d], slot-major."""
-
-    keys_URd: Tensor
-    values_URd: Tensor
 
 
 class LreaAttention(LongAttention):
-    """Low-rank efficient attention, in both of its forms."""
+    """Low-rank efficient attention, in each of its forms and over each arrangement of slots."""
 
-    def __init__(self, width: int, head_width: int, length: int, rank: int, form: Form) -> None:
+    def __init__(
+        self,
+        width: int,
+        head_width: int,
+        length: int,
+        rank: int,
+        form: Form = "absorbed",
+        blocks: Blocks = "fixed",
+        categories: int | None = None,
+    ) -> None:
+        """categories: codes of the category that content blocks order rows by. Raises ValueError for what can't be."""
         super().__init__()
         if not 1 <= rank <= length:
             raise ValueError(f"rank {rank} for a history of {length} rows: wanted 1 to {length} slots")
+        if blocks in ROW_BLOCKS and form != "absorbed":
+            raise ValueError(f"{blocks} blocks have no W_decomp, which the {form} form is about: wanted absorbed")
+        if blocks == "content" and categories is None:
+            raise ValueError("content blocks order rows by their category, and items have none: name an item feature")
         self.form = form
         self.length = length
         self.scorer = PairScorer(width, head_width)
-        self.compression = nn.Parameter(torch.empty(length, rank))  # W_comp, L×r
-        self.decompression = nn.Parameter(torch.empty(rank, length))  # W_decomp, r×L; its logits in the absorbed form
-        if form == "absorbed":
-            self.set_blocks()
-        else:  # the paper names no start; blocks would make its columns one-hot, which is the case without a gap
-            nn.init.xavier_uniform_(self.compression)
-            nn.init.xavier_uniform_(self.decompression)
+        self.slots: LearnedSlots | BlockSlots
+        if blocks in ROW_BLOCKS:
+            self.slots = BlockSlots(length, rank, categories if blocks == "content" else None)
+        else:
+            self.slots = LearnedSlots(length, rank, form, blocks)
 
     @torch.no_grad()
-    def set_blocks(self) -> None:
-        """Make slot k the k-th block of positions: its mean for the keys, its sum for the values."""
-        member_rL = _block_membership(*self.decompression.shape)
-        self.compression.copy_((member_rL / member_rL.sum(1, keepdim=True)).T)
-        self.decompression.copy_(member_rL * (_BLOCK_LOGIT if self.form == "absorbed" else 1.0))
-
-    def mixing(self) -> Tensor:
-        """W_decomp as it is applied, r×L: a softmax over slots in the absorbed form, free in the paper's."""
-        return self.decompression.softmax(0) if self.form == "absorbed" else self.decompression
+    def set_category_order(self, order: Tensor) -> None:
+        """Set each category's place, float32 [categories], before training. Raises ValueError where it has none."""
+        known = self.slots.order if isinstance(self.slots, BlockSlots) else None
+        if known is None or known.shape != order.shape:
+            wanted = "no order" if known is None else f"{len(known)} places"
+            raise ValueError(f"an order of shape {tuple(order.shape)}: this attention has {wanted}")
+        known.copy_(order)
 
     def compress(self, history: Embedded) -> UserSlots:
         """Fold each user's long history into r slots (Eq. 4, and the absorption after Eq. 9).
@@ -77,10 +82,8 @@ class LreaAttention(LongAttention):
         rows = history.vectors.shape[1]
         if rows > self.length:
             raise ValueError(f"a history of {rows} rows: this model's L is {self.length}, bring the newest ones")
-        # One product with [W_comp | W_decompᵀ] reads the history once.
-        both_RL = torch.cat([self.compression.T, self.mixing() * (SUM_SCALE / self.length)])
-        keys_URd, values_URd = (both_RL[:, :rows] @ history.vectors).chunk(2, dim=1)
-        return UserSlots(keys_URd, values_URd)
+        slots: UserSlots = self.slots(history)
+        return slots
 
     def absorbed(self, candidates_UKd: Tensor, slots: UserSlots) -> Tensor:
         """The served form (Eq. 9): the interest of each candidate [U, K, d] in its user's slots."""
@@ -101,8 +104,15 @@ class LreaAttention(LongAttention):
         return trained(candidates.vectors, history)
 
     def unabsorbed(self, candidates_UKd: Tensor, history: Embedded) -> Tensor:
-        """The paper's training form (Eq. 5): interest [U, K, d]; φ after W_decomp has mixed the slots. Never served."""
-        restored_UNd = self.mixing().T[: history.vectors.shape[1]] @ self.compress(history).keys_URd
+        """The paper's training form (Eq. 5): interest [U, K, d]; φ after W_decomp has mixed the slots. Never served.
+
+        Raises ValueError for blocks that have no W_decomp.
+        """
+        if not isinstance(self.slots, LearnedSlots):
+            raise ValueError(
+                "Eq. 5 mixes slots by W_decomp, and blocks of the rows present have none: wanted fixed or log"
+            )
+        restored_UNd = self.slots.mixing().T[: history.vectors.shape[1]] @ self.compress(history).keys_URd
         scores_UKN: Tensor = self.scorer(candidates_UKd, restored_UNd)
         return scores_UKN @ history.vectors * (SUM_SCALE / self.length)
 
@@ -110,12 +120,8 @@ class LreaAttention(LongAttention):
         """What a cache serves, from the history itself: interest [U, K, d]."""
         return self.absorbed(candidates_UKd, self.compress(history))
 
-    def penalty(self) -> Tensor:
-        """Eq. 10, as a mean over entries: how far W_decomp is from non-negative. 0 in the absorbed form."""
-        return (-self.mixing()).clamp_min(0).mean()
-
-
-def _block_membership(rank: int, length: int) -> Tensor:
-    """float32 [r, L]: 1 where a position lies in the k-th of r nearly equal contiguous blocks, newest block first."""
-    block_of_position = torch.arange(length) * rank // length
-    return torch.nn.functional.one_hot(block_of_position, rank).T.float().contiguous()
+    def penalty(self, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+        """Eq. 10, summed over W_decomp's entries as printed, or as their mean. 0 where no entry can be negative."""
+        if self.form != "paper" or not isinstance(self.slots, LearnedSlots):
+            return self.scorer.out.new_zeros(())
+        return self.slots.penalty(reduction)
