@@ -8,8 +8,9 @@ Labels = npt.NDArray[np.int8]
 
 
 def auc(labels: Labels, scores: Floats) -> float:
-    """Probability that a positive scores above a negative. NaN where there is only one class."""
-    return float(group_aucs(np.zeros(len(labels), dtype=np.int64), labels, scores)[0][0])
+    """Probability that a positive scores above a negative. NaN where there are not both."""
+    aucs, _ = group_aucs(np.zeros(len(labels), dtype=np.int64), labels, scores)
+    return float(aucs[0]) if len(aucs) else float("nan")
 
 
 def gauc(groups: npt.NDArray[np.int64], labels: Labels, scores: Floats) -> float:
@@ -22,8 +23,16 @@ def gauc(groups: npt.NDArray[np.int64], labels: Labels, scores: Floats) -> float
     return float(np.average(aucs[both], weights=sizes[both])) if both.any() else float("nan")
 
 
+def counted_groups(groups: npt.NDArray[np.int64], labels: Labels) -> int:
+    """How many groups GAUC counts: those of both classes."""
+    positive = labels == 1
+    return len(np.intersect1d(groups[positive], groups[~positive]))
+
+
 def group_aucs(groups: npt.NDArray[np.int64], labels: Labels, scores: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
     """AUC of each group in rising order of its number (NaN for a single class), and its samples."""
+    if not len(groups):
+        return np.empty(0), np.empty(0, dtype=np.int64)
     order = np.lexsort((scores, groups))
     group, label, score = groups[order], labels[order] == 1, scores[order]
     new_group = np.append(True, group[1:] != group[:-1])

@@ -1,5 +1,6 @@
 """Judging a bundle after T, fresh and as of T."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from model.batches import PIECE, BatchSource
 from model.behaviours import DataError, read_log
 from model.bundle import Bundle
-from model.evaluate import EvaluationConfig, evaluate
+from model.encoding import encode_log
+from model.evaluate import EvaluationConfig, Judge, evaluate
 from model.histories import Histories
 from model.metrics import auc, gauc
-from tests.tiny import AS_OF, tiny_bundle, tiny_data
+from tests.tiny import AS_OF, TRAINING, tiny_bundle, tiny_data
 
 CPU = torch.device("cpu")
 
@@ -23,6 +26,8 @@ def test_both_protocols_judge_the_same_requests(data: Path, bundle: Bundle) -> N
     np.testing.assert_array_equal(fresh.requests.items, frozen.requests.items)
     np.testing.assert_array_equal(fresh.requests.labels, frozen.requests.labels)
     assert np.abs(fresh.logits - frozen.logits).max() > 1e-3
+    np.testing.assert_array_equal(fresh.history_rows, frozen.history_rows)
+    np.testing.assert_array_equal(fresh.new_items, frozen.new_items)
     assert fresh.metrics()["auc"] > 0.6
 
 
@@ -52,6 +57,35 @@ def test_shuffled_pairs_change_the_scores_of_a_model_that_has_pairs(tmp_path: Pa
     np.testing.assert_array_equal(
         evaluate(headless, log, "fresh", shuffled).logits, evaluate(headless, log, "fresh", plain).logits
     )
+
+
+def test_a_model_that_cannot_be_cached_is_scored_from_whole_histories(tmp_path: Path, data: Path) -> None:
+    """In batches of like sizes and in pieces, and each candidate's logit comes back to its place."""
+    din, log = tiny_bundle(tmp_path, data, long_attention="din"), read_log(data)
+    judgement = evaluate(din, log, "fresh", EvaluationConfig(AS_OF, negatives_per_positive=70))
+    assert np.diff(judgement.requests.offsets).max() > 2 * PIECE
+    encoded = encode_log(log, din.catalogue, din.user_features, din.context_features)
+    source = BatchSource(encoded, Histories.live(log), din.config, CPU)
+    with torch.no_grad():
+        one_by_one = torch.cat([din.ranker.logits(batch) for batch in source.batches(judgement.requests, 1)])
+    np.testing.assert_allclose(judgement.logits, one_by_one.numpy(), atol=1e-5)
+    with pytest.raises(ValueError, match="only a model that is scored from compressed histories has pairs to shuffle"):
+        evaluate(din, log, "fresh", EvaluationConfig(AS_OF, shuffle_pairs=True))
+
+
+def test_the_paper_s_form_is_judged_as_trained_and_as_served(tmp_path: Path, data: Path, bundle: Bundle) -> None:
+    log, config = read_log(data), EvaluationConfig(AS_OF, until=AS_OF + 300)
+    loose = replace(TRAINING, absorption_tolerance=100.0)
+    paper = Judge(tiny_bundle(tmp_path, data, form="paper", training=loose), log, config)
+    trained, served = paper.judge("as-of", as_trained=True), paper.judge("as-of")
+    np.testing.assert_array_equal(trained.requests.items, served.requests.items)
+    assert np.abs(trained.logits - served.logits).max() > 1e-3
+    absorbed = Judge(bundle, log, config)
+    same = absorbed.judge("as-of", as_trained=True).logits
+    np.testing.assert_allclose(same, absorbed.judge("as-of").logits, atol=1e-4)
+    shuffled = Judge(bundle, log, replace(config, shuffle_pairs=True))
+    with pytest.raises(ValueError, match="has pairs to shuffle"):
+        shuffled.judge("as-of", as_trained=True)
 
 
 def test_samples_are_written_as_they_were_judged(tmp_path: Path, data: Path, bundle: Bundle) -> None:

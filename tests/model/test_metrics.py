@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.metrics import auc, gauc
+from model.metrics import auc, counted_groups, gauc
 
 rows = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=40)
 
@@ -31,3 +31,11 @@ def test_auc_and_gauc_equal_counting_pairs(table: list[tuple[int, int, int]]) ->
     expected = sum(value * size for value, size in counted) / total if counted else math.nan
     found = gauc(np.array(groups), np.array(labels, np.int8), np.array(scores, float))
     assert found == pytest.approx(expected, nan_ok=True)
+    assert counted_groups(np.array(groups), np.array(labels, np.int8)) == len(counted)
+
+
+def test_nothing_has_no_auc() -> None:
+    groups, labels, scores = np.zeros(0, np.int64), np.zeros(0, np.int8), np.zeros(0)
+    assert math.isnan(auc(labels, scores))
+    assert math.isnan(gauc(groups, labels, scores))
+    assert counted_groups(groups, labels) == 0
