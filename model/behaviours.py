@@ -5,8 +5,10 @@ not clicked, null: history only), in_history (bool), session_id, and context col
 `users.parquet`: optional, an id and categorical columns. Rows of one session never see each other as history.
 
 A log knows nothing of models: items are codes of its own `item_ids`, and time is whatever integer the log counts in.
+In memory it is 18 bytes a row, 34 where sessions are named; other columns stay in the file until one is asked for.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +17,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 
-from model.identifiers import INT64_MAX, Id, IdKind
+from model.identifiers import Id, IdKind
+from model.log_rows import order_of, session_spans, stretches
+from model.parquet_columns import DataError, ParquetColumns, check_id_type, factorize, give_back_memory, joined
+from model.side_tables import side_table
+
+__all__ = [
+    "NO_LABEL",
+    "Bools",
+    "ContextColumns",
+    "DataError",
+    "Int32s",
+    "Int64s",
+    "InteractionLog",
+    "id_list",
+    "read_log",
+]
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -29,8 +45,35 @@ NO_LABEL = -1
 _EPOCH_SECONDS_FROM, _OTHER_UNIT_FROM = 10**8, 100
 
 
-class DataError(ValueError):
-    """A data folder that cannot be read as interactions."""
+@dataclass(frozen=True)
+class ContextColumns:
+    """The columns of interactions.parquet that the log does not hold, each read when it is asked for."""
+
+    file: ParquetColumns
+    order: Int64s | None  # [N], the file's row of each row of the log; None: they lie in the same order
+
+    @property
+    def column_names(self) -> list[str]:
+        """Their names, as they follow in the file."""
+        return list(self.types)
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """Their types by name."""
+        return {name: found for name, found in self.file.types.items() if name not in _STANDARD}
+
+    def __getitem__(self, name: str) -> pa.ChunkedArray:
+        """A column by the log's rows, [N]. Raises DataError if the file has changed since the log was read."""
+        column = self.file.read(name)
+        return column if self.order is None else column.take(pa.array(self.order))
+
+    def factorize(self, name: str) -> tuple[pa.Array, Int32s]:
+        """Distinct values of a column, and the index of each of the log's rows among them, [N]; NULL_CODE where null.
+
+        Raises DataError as reading the column does, and for values that are not scalars.
+        """
+        distinct, codes = factorize(self.file.path, name, self.file.batches(name), self.file.rows)
+        return distinct, codes if self.order is None else codes[self.order]
 
 
 @dataclass(frozen=True)
@@ -40,24 +83,24 @@ class InteractionLog:
     folder: Path
     user_ids: pa.Array  # [U], sorted
     item_ids: pa.Array  # [I]
-    user: Int64s  # [N], index into user_ids
+    user: Int32s  # [N], index into user_ids
     item: Int32s  # [N], index into item_ids
     timestamp: Int64s  # [N]
     label: npt.NDArray[np.int8]  # [N], 1, 0 or NO_LABEL
     in_history: Bools  # [N]
     session_start: Int64s  # [N], first timestamp of the row's session
     session_end: Int64s  # [N], last timestamp of it
-    context: pa.Table  # [N], the other columns
+    context: ContextColumns  # the other columns
 
     @property
     def user_kind(self) -> IdKind:
         """Whether user ids are integers or strings."""
-        return _kind(self.user_ids.type)
+        return _kind(self.user_ids)
 
     @property
     def item_kind(self) -> IdKind:
         """Whether item ids are integers or strings."""
-        return _kind(self.item_ids.type)
+        return _kind(self.item_ids)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -66,6 +109,13 @@ class InteractionLog:
     def draws_negatives(self) -> bool:
         """Whether negatives are sampled: no row says of anything that it was shown and not clicked."""
         return not bool(np.any(self.label == 0))
+
+    def items_before(self, as_of: int) -> Bools:
+        """Whether an item has a row before T, bool [I]."""
+        seen = np.zeros(len(self.item_ids), dtype=bool)
+        for rows in stretches(len(self)):
+            seen[self.item[rows][self.timestamp[rows] < as_of]] = True
+        return seen
 
     def check_time(self, as_of: int) -> None:
         """Raise DataError for a T that is in another unit than an epoch time in the log.
@@ -81,11 +131,11 @@ class InteractionLog:
 
     def items_table(self) -> pa.Table | None:
         """items.parquet, or None where there is none."""
-        return _side_table(self.folder / "items.parquet", "item_id", self.item_kind)
+        return side_table(self.folder / "items.parquet", "item_id", self.item_kind)
 
     def users_table(self) -> pa.Table | None:
         """users.parquet, or None where there is none."""
-        return _side_table(self.folder / "users.parquet", "user_id", self.user_kind)
+        return side_table(self.folder / "users.parquet", "user_id", self.user_kind)
 
     def source_fingerprint(self) -> dict[str, str]:
         """Size and xxh3-128 digest of every Parquet file in the folder."""
@@ -96,151 +146,115 @@ def read_log(folder: Path) -> InteractionLog:
     """Read a data folder. Raises DataError naming the file, what was found and what was wanted."""
     if folder.is_file():
         raise DataError(f"{folder} is a file: give the folder that holds interactions.parquet")
-    path = folder / "interactions.parquet"
-    table = _read_table(path)
-    _check_columns(path, table)
-    user_ids, user = _factorize(table["user_id"], sort=True)
-    item_ids, item = _factorize(table["item_id"], sort=False)
-    timestamp = _int64(table["timestamp"])
-    order = np.lexsort((timestamp, user))
-    user, timestamp = user[order], timestamp[order]
-    start, end = _session_spans(table, order, user, timestamp)
-    label = _labels(path, table)[order]
+    file = ParquetColumns.open(folder / "interactions.parquet")
+    _check_types(file)
+    user_ids, user = _in_rising_order(*_codes(file, "user_id"))
+    item_ids, item = _codes(file, "item_id")
+    timestamp = joined(_complete(file, "timestamp"), file.rows, np.int64)
+    order = order_of(user, timestamp)
+    if order is not None:  # one after another, so that only one column is there twice
+        user = user[order]
+        item = item[order]
+        timestamp = timestamp[order]
+    label = _labels(file, order)
+    start, end = _session_spans(file, order, user, timestamp)
+    in_history = _in_history(file, order, label)
+    context = ContextColumns(file, order)
+    give_back_memory()
     return InteractionLog(
         folder=folder,
         user_ids=user_ids,
         item_ids=item_ids,
         user=user,
-        item=item[order].astype(np.int32),
+        item=item,
         timestamp=timestamp,
         label=label,
-        in_history=_in_history(table, order, label),
+        in_history=in_history,
         session_start=start,
         session_end=end,
-        context=table.drop_columns([name for name in table.column_names if name in _STANDARD]).take(order),
+        context=context if context.column_names else ContextColumns(file, None),  # no column needs the order
     )
 
 
-def _read_table(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"{path} is not a file: a data folder needs interactions.parquet")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file ({error}): write it again") from error
-    if table.num_rows == 0:
-        raise DataError(f"{path} has no rows: wanted at least one")
-    return pa.table({name: _plain(path, name, table[name]) for name in table.column_names})
-
-
-def _plain(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as its values: dictionaries (pandas' categoricals) decoded, integers within int64."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_uint64(column.type):
-        largest = pc.max(column).as_py() or 0
-        if largest > INT64_MAX:
-            raise DataError(f"{path}: {name} holds {largest}, wanted signed 64-bit integers: store it as a string")
-        column = column.cast(pa.int64())
-    return column
-
-
-def _check_columns(path: Path, table: pa.Table) -> None:
+def _check_types(file: ParquetColumns) -> None:
     for column in ("user_id", "item_id", "timestamp"):
-        if column not in table.column_names:
-            raise DataError(f"{path} has no column {column!r}, found {table.column_names}: add it")
-        if table[column].null_count:
-            raise DataError(f"{path}: {table[column].null_count} rows of {column!r} are null: drop them")
-    for column in ("user_id", "item_id"):
-        _id_type(path, table, column)
-    if not pa.types.is_integer(table["timestamp"].type):
-        found = table["timestamp"].type
-        raise DataError(f"{path}: timestamp is {found}, wanted an integer: cast it, to Unix seconds for example")
-    if "session_id" in table.column_names:
-        _id_type(path, table, "session_id")
-        if table["session_id"].null_count:
-            raise DataError(f"{path}: {table['session_id'].null_count} rows of 'session_id' are null: number them")
-    if "in_history" in table.column_names and not pa.types.is_boolean(table["in_history"].type):
-        raise DataError(f"{path}: in_history is {table['in_history'].type}, wanted a bool: cast it")
+        if column not in file.types:
+            raise DataError(f"{file.path} has no column {column!r}, found {list(file.types)}: add it")
+    for column in ("user_id", "item_id", "session_id"):
+        if column in file.types:
+            check_id_type(file.path, column, file.types[column])
+    found = file.types["timestamp"]
+    if not pa.types.is_integer(found):
+        raise DataError(f"{file.path}: timestamp is {found}, wanted an integer: cast it, to Unix seconds for example")
+    found = file.types.get("label", pa.int8())
+    if not (pa.types.is_integer(found) or pa.types.is_boolean(found) or pa.types.is_null(found)):
+        advice = "cast it (in pandas to 'Int8', which holds nulls too)"
+        raise DataError(f"{file.path}: label is {found}, wanted integers 1 and 0, or null: {advice}")
+    found = file.types.get("in_history", pa.bool_())
+    if not pa.types.is_boolean(found):
+        raise DataError(f"{file.path}: in_history is {found}, wanted a bool: cast it")
 
 
-def _id_type(path: Path, table: pa.Table, column: str) -> None:
-    found = table[column].type
-    if not (pa.types.is_integer(found) or pa.types.is_string(found) or pa.types.is_large_string(found)):
-        raise DataError(f"{path}: {column} is {found}, wanted integers or strings: cast it")
+def _codes(file: ParquetColumns, column: str) -> tuple[pa.Array, Int32s]:
+    return factorize(file.path, column, _complete(file, column), file.rows)
 
 
-def _kind(found: pa.DataType) -> IdKind:
-    return "int" if pa.types.is_integer(found) else "string"
+def _complete(file: ParquetColumns, column: str) -> Iterator[pa.Array]:
+    """The pieces of a column that must not hold nulls. Raises DataError with their number."""
+    nulls = 0
+    for piece in file.batches(column):
+        nulls += piece.null_count
+        if not nulls:
+            yield piece
+    if nulls:
+        advice = "number them" if column == "session_id" else "drop them"
+        raise DataError(f"{file.path}: {nulls} rows of {column!r} are null: {advice}")
 
 
-def _int64(column: pa.ChunkedArray) -> Int64s:
-    values: Int64s = column.cast(pa.int64()).to_numpy()
-    return values
+def _in_rising_order(distinct: pa.Array, codes: Int32s) -> tuple[pa.Array, Int32s]:
+    """The distinct values sorted, and the codes that say so, written over those given."""
+    order = pc.sort_indices(distinct)
+    place = np.empty(len(order), dtype=np.int32)
+    place[order.to_numpy()] = np.arange(len(order), dtype=np.int32)
+    for rows in stretches(len(codes)):
+        codes[rows] = place[codes[rows]]
+    return distinct.take(order), codes
 
 
-def _factorize(column: pa.ChunkedArray, *, sort: bool) -> tuple[pa.Array, Int64s]:
-    """Distinct ids, and the index of each row's id among them."""
-    wide = column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.large_string())
-    encoded = wide.combine_chunks().dictionary_encode()
-    distinct, codes = encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
-    if not sort:
-        return distinct, codes
-    order = pc.sort_indices(distinct).to_numpy()
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return distinct.take(pa.array(order)), place[codes]
+def _labels(file: ParquetColumns, order: Int64s | None) -> npt.NDArray[np.int8]:
+    if "label" not in file.types:
+        return np.ones(file.rows, dtype=np.int8)
+    label = joined((_label(file.path, piece) for piece in file.batches("label")), file.rows, np.int8)
+    return label if order is None else label[order]
 
 
-def _labels(path: Path, table: pa.Table) -> npt.NDArray[np.int8]:
-    if "label" not in table.column_names:
-        return np.ones(table.num_rows, dtype=np.int8)
-    column = table["label"]
-    if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
-        raise DataError(f"{path}: label is {column.type}, wanted integers 1 and 0, or null: cast it")
-    given = column.drop_null().cast(pa.int64()).to_numpy()
-    wrong = given[~np.isin(given, (1, 0))]
+def _label(path: Path, piece: pa.Array) -> pa.Array:
+    given = piece.cast(pa.int64())
+    wrong = pc.filter(given, pc.invert(pc.is_in(given, value_set=pa.array([1, 0, None], pa.int64()))))
     if len(wrong):
-        raise DataError(f"{path}: label {wrong[0]} in {len(wrong)} rows, wanted 1 (clicked), 0 (not clicked) or null")
-    label: npt.NDArray[np.int8] = column.cast(pa.int8()).fill_null(NO_LABEL).to_numpy()
-    return label
+        raise DataError(f"{path}: label holds {wrong[0]}, wanted 1 (clicked), 0 (not clicked) or null")
+    return given.fill_null(NO_LABEL)
 
 
-def _in_history(table: pa.Table, order: Int64s, label: npt.NDArray[np.int8]) -> Bools:
-    if "in_history" in table.column_names:
-        flags: Bools = table["in_history"].fill_null(False).to_numpy()[order]
-        return flags
-    return label == 1 if "label" in table.column_names else np.ones(len(label), dtype=bool)
+def _in_history(file: ParquetColumns, order: Int64s | None, label: npt.NDArray[np.int8]) -> Bools:
+    if "in_history" in file.types:
+        flags = joined((piece.fill_null(False) for piece in file.batches("in_history")), file.rows, np.bool_)
+        return flags if order is None else flags[order]
+    return label == 1 if "label" in file.types else np.ones(len(label), dtype=bool)
 
 
-def _session_spans(table: pa.Table, order: Int64s, user: Int64s, timestamp: Int64s) -> tuple[Int64s, Int64s]:
+def _session_spans(
+    file: ParquetColumns, order: Int64s | None, user: Int32s, timestamp: Int64s
+) -> tuple[Int64s, Int64s]:
     """First and last timestamp of each row's session; rows of one instant are a session where none are named."""
-    if "session_id" not in table.column_names:
+    if "session_id" not in file.types:
         return timestamp, timestamp
-    named, session = _factorize(table["session_id"], sort=False)
-    # A session is one user's: the same session_id of two users is two sessions.
-    _, code = np.unique(user * len(named) + session[order], return_inverse=True)
-    start = np.full(code.max() + 1, np.iinfo(np.int64).max)
-    end = np.full(code.max() + 1, np.iinfo(np.int64).min)
-    np.minimum.at(start, code, timestamp)
-    np.maximum.at(end, code, timestamp)
-    return start[code], end[code]
+    session = _codes(file, "session_id")[1]
+    return session_spans(user, session if order is None else session[order], timestamp)
 
 
-def _side_table(path: Path, key: str, kind: IdKind) -> pa.Table | None:
-    if not path.exists():
-        return None
-    table = _read_table(path)
-    if key not in table.column_names:
-        raise DataError(f"{path} has no column {key!r}, found {table.column_names}: add it")
-    if table[key].null_count:
-        raise DataError(f"{path}: {table[key].null_count} rows of {key!r} are null: drop them")
-    _id_type(path, table, key)
-    if _kind(table[key].type) != kind:
-        raise DataError(f"{path}: {key} is {table[key].type}, but interactions.parquet has {kind}s: use one type")
-    if pc.count_distinct(table[key]).as_py() != table.num_rows:
-        raise DataError(f"{path}: {key} is not unique: keep one row per id")
-    return table
+def _kind(ids: pa.Array) -> IdKind:
+    return "int" if pa.types.is_integer(ids.type) else "string"
 
 
 def _digest(path: Path) -> str:

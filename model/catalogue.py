@@ -82,13 +82,17 @@ class Catalogue:
         features: values that replace the catalogue's, column -> one value per id (None: missing).
         Raises ValueError for ids or values of another type, an unknown column, or a column of another length.
         """
-        rows, id_hashes = self.items.encode(ids)
-        codes = self.codes_of_row[rows]
-        hashes = np.stack([id_hashes, *(of_row[rows] for of_row in self._feature_hashes_of_row)], axis=-1)
+        items = self.items_of(*self.items.encode(ids))
         for column, values in (features or {}).items():
             index = self._column_index(column, len(values), len(ids))
-            codes[:, index], hashes[:, 1 + index] = _encode_column(column, self.features[column], values)
-        return Items(torch.from_numpy(rows), torch.from_numpy(codes), torch.from_numpy(hashes))
+            codes, hashes = _encode_column(column, self.features[column], values)
+            items.codes[:, index], items.hashes[:, 1 + index] = torch.from_numpy(codes), torch.from_numpy(hashes)
+        return items
+
+    def items_of(self, rows: Int64s, id_hashes: Int64s) -> Items:
+        """Items of these vocabulary rows, int64 [n] on the CPU, with the catalogue's features and their ids' hashes."""
+        hashes = np.stack([id_hashes, *(of_row[rows] for of_row in self._feature_hashes_of_row)], axis=-1)
+        return Items(torch.from_numpy(rows), torch.from_numpy(self.codes_of_row[rows]), torch.from_numpy(hashes))
 
     def _column_index(self, column: str, found: int, wanted: int) -> int:
         if column not in self.features:

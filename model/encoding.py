@@ -1,6 +1,6 @@
 """A log as a bundle's model reads it: its items, users and context columns encoded once, gathered per batch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,11 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from model.behaviours import DataError, InteractionLog, id_list
+from model.behaviours import DataError, Int32s, Int64s, InteractionLog
 from model.catalogue import Catalogue, FeatureSpec, Items
+from model.column_vocabulary import encode_column
+from model.identifiers import NULL_HASH
+from model.parquet_columns import NULL_CODE, factorize, give_back_memory
 from model.vocabulary import MISSING, Vocabulary
 
 
@@ -21,9 +24,9 @@ class EncodedLog:
 
     items: Items  # [1 + I]
     user_codes: Tensor  # int64 [U, Fu]
-    context_codes: Tensor  # int64 [N, Fc]
+    context_codes: Tensor  # int32 [N, Fc]: of every row, and rows are many
 
-    def take(self, index: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Items:
+    def take(self, index: Int64s) -> Items:
         """Items at `index`, of its shape."""
         return self.items.at(torch.from_numpy(index))
 
@@ -34,58 +37,50 @@ def encode_log(log: InteractionLog, catalogue: Catalogue, users: FeatureSpec, co
         raise DataError(
             f"{log.folder}: item_id holds {log.item_kind}s, the model was trained on {catalogue.item_kind}s: cast it"
         )
-    known = catalogue.encode(id_list(log.item_ids))
-    padding = Items(
-        *(torch.zeros_like(tensor[:1]) for tensor in catalogue.encode([0 if log.item_kind == "int" else ""]))
-    )
-    return EncodedLog(Items.cat([padding, known]), _user_codes(log, users), _context_codes(log, context))
+    rows, hashes = encode_column(catalogue.items, log.item_ids)
+    items = catalogue.items_of(np.append(MISSING, rows), np.append(NULL_HASH, hashes))
+    for tensor in items:
+        tensor[0] = 0
+    give_back_memory()
+    return EncodedLog(items, _user_codes(log, users), _context_codes(log, context))
 
 
 def _user_codes(log: InteractionLog, spec: FeatureSpec) -> Tensor:
-    table = log.users_table()
-    if table is None or not spec.columns:
-        if spec.columns:
-            raise DataError(f"{log.folder} has no users.parquet, the model reads {list(spec.columns)} from it: add it")
-        return torch.zeros(len(log.user_ids), 0, dtype=torch.int64)
-    keys = table["user_id"].cast(log.user_ids.type)
-    row_of_user = pc.index_in(log.user_ids, value_set=keys)
-    _require(log, "users.parquet", table, spec.vocabularies)
-    columns = [
-        _codes(log.folder / "users.parquet", name, table[name].take(row_of_user), vocabulary)
-        for name, vocabulary in spec.vocabularies.items()
-    ]
-    return torch.stack(columns, dim=-1)
+    codes = np.empty((len(log.user_ids), len(spec.columns)), dtype=np.int64)
+    if not spec.columns:
+        return torch.from_numpy(codes)
+    table, path = log.users_table(), log.folder / "users.parquet"
+    if table is None:
+        raise DataError(f"{log.folder} has no users.parquet, the model reads {list(spec.columns)} from it: add it")
+    _require(path, table.column_names, spec.columns)
+    # A user without a row there has row NULL_CODE, and with it the last code, MISSING.
+    row = pc.index_in(log.user_ids, value_set=table["user_id"].cast(log.user_ids.type)).fill_null(NULL_CODE).to_numpy()
+    for index, (name, vocabulary) in enumerate(spec.vocabularies.items()):
+        distinct, value = factorize(path, name, table[name].chunks, table.num_rows)
+        codes[:, index] = _codes(path, name, distinct, vocabulary)[np.append(value, NULL_CODE)[row]]
+    return torch.from_numpy(codes)
 
 
 def _context_codes(log: InteractionLog, spec: FeatureSpec) -> Tensor:
-    if not spec.columns:
-        return torch.zeros(len(log), 0, dtype=torch.int64)
-    _require(log, "interactions.parquet", log.context, spec.vocabularies)
-    columns = [
-        _codes(log.folder / "interactions.parquet", name, log.context[name], vocabulary)
-        for name, vocabulary in spec.vocabularies.items()
-    ]
-    return torch.stack(columns, dim=-1)
+    path = log.folder / "interactions.parquet"
+    _require(path, log.context.column_names, spec.columns)
+    codes = np.empty((len(log), len(spec.columns)), dtype=np.int32)
+    for index, (name, vocabulary) in enumerate(spec.vocabularies.items()):
+        distinct, value = log.context.factorize(name)
+        codes[:, index] = _codes(path, name, distinct, vocabulary)[value]
+    return torch.from_numpy(codes)
 
 
-def _require(log: InteractionLog, file: str, table: pa.Table, wanted: Mapping[str, Vocabulary]) -> None:
-    missing = [name for name in wanted if name not in table.column_names]
+def _require(path: Path, found: list[str], wanted: Iterable[str]) -> None:
+    missing = [name for name in wanted if name not in found]
     if missing:
-        raise DataError(
-            f"{log.folder / file} has no column {missing[0]!r}, found {table.column_names}: the model reads it"
-        )
+        raise DataError(f"{path} has no column {missing[0]!r}, found {found}: the model reads it")
 
 
-def _codes(path: Path, name: str, column: pa.ChunkedArray, vocabulary: Vocabulary) -> Tensor:
-    """Codes of a column, int64 [n], each distinct value looked up once."""
+def _codes(path: Path, name: str, distinct: pa.Array, vocabulary: Vocabulary) -> Int32s:
+    """Code of each distinct value of a column, and last, where NULL_CODE finds it, that of a missing one."""
     try:
-        encoded = column.combine_chunks().dictionary_encode()
-    except pa.ArrowNotImplementedError as error:  # a list, a struct
-        raise DataError(f"{path}: column {name!r} is {column.type}, wanted integers or strings: bucket it") from error
-    try:
-        known_codes = vocabulary.encode(id_list(encoded.dictionary))[0]
+        codes = encode_column(vocabulary, distinct)[0]
     except ValueError as error:
         raise DataError(f"{path}: column {name!r}: {error}") from error
-    code_of_value = np.append(known_codes, MISSING)
-    index = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy()
-    return torch.from_numpy(code_of_value[index])
+    return np.append(codes, MISSING).astype(np.int32)

@@ -46,29 +46,24 @@ class Histories:
 
     @classmethod
     def _of_rows(cls, log: InteractionLog, keep: Bools) -> "Histories":
-        counts = np.bincount(log.user[keep], minlength=len(log.user_ids))
-        return cls(np.concatenate([[0], np.cumsum(counts)]), log.item[keep], log.timestamp[keep])
+        rows = slice(None) if keep.all() else keep  # a slice shares the log's arrays, a mask copies them
+        users = np.arange(len(log.user_ids) + 1, dtype=log.user.dtype)  # of another type, and all rows would be cast
+        return cls(np.searchsorted(log.user[rows], users), log.item[rows], log.timestamp[rows])
 
     @cached_property
     def ends(self) -> Int64s:
         """Cut of each user that has all of his behaviours before it, int64 [U]."""
         return self.offsets[1:]
 
-    def cuts_before(self, users: Int64s, timestamps: Int64s) -> Int64s:
+    def cuts_before(self, users: Int32s | Int64s, timestamps: Int64s) -> Int64s:
         """Cut of each (user, time) pair, int64 [n]: his behaviours strictly before that time precede it."""
-        instants = self._instants
-        wanted = users * (len(instants) + 1) + np.searchsorted(instants, timestamps)
-        return np.searchsorted(self._user_instants, wanted)
-
-    @cached_property
-    def _instants(self) -> Int64s:
-        return np.unique(self.timestamps)
-
-    @cached_property
-    def _user_instants(self) -> Int64s:
-        """(user, instant) of every row as one rising number, so that one binary search serves all users."""
-        user_of_row = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-        return user_of_row * (len(self._instants) + 1) + np.searchsorted(self._instants, self.timestamps)
+        first, last = self.offsets[users], self.offsets[users + 1]
+        while len(unsettled := np.flatnonzero(first < last)):  # a binary search per pair, all pairs at once
+            middle = (first[unsettled] + last[unsettled]) // 2
+            earlier = self.timestamps[middle] < timestamps[unsettled]
+            first[unsettled[earlier]] = middle[earlier] + 1
+            last[unsettled[~earlier]] = middle[~earlier]
+        return first
 
     def window(self, users: Int64s, cuts: Int64s, long_length: int, short_length: int) -> Window:
         """The long history and the short window before each cut."""

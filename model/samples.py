@@ -12,7 +12,10 @@ import numpy.typing as npt
 
 from model.behaviours import NO_LABEL, Bools, DataError, Int32s, Int64s, InteractionLog
 
+ContextCodes = Int32s | Int64s
 _REDRAWS = 4
+_REACH = 4  # labelled rows looked at per candidate wanted; as many times more if that was not enough
+_SAMPLED_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -58,37 +61,88 @@ class Requests:
         return self.only(np.flatnonzero(np.diff(self.offsets)))
 
 
-def collect_requests(log: InteractionLog, context_codes: Int64s, start: int, stop: int) -> Requests:
+def collect_requests(log: InteractionLog, context_codes: ContextCodes, start: int, stop: int) -> Requests:
     """Requests of the labelled rows with start <= timestamp < stop, in the order of time.
 
-    context_codes: int64 [N, Fc]. Raises DataError if there is no positive among them.
+    context_codes: integers [N, Fc]. Raises DataError if there is no positive among them.
     """
-    rows = np.flatnonzero((log.label != NO_LABEL) & (log.timestamp >= start) & (log.timestamp < stop))
-    if not np.any(log.label[rows] == 1):
+    return _group(log, context_codes, np.flatnonzero(_labelled(log, start, stop)))
+
+
+def newest_requests(
+    log: InteractionLog, context_codes: ContextCodes, start: int, stop: int, most: int, per_request: int
+) -> Requests:
+    """The end of what `collect_requests` gives: as many requests as hold `most` candidates or fewer.
+
+    per_request: candidates that are counted of one request at most. Of a long log only its newest rows are sorted.
+    """
+    labelled, reach = _labelled(log, start, stop), most
+    while True:
+        reach *= _REACH
+        begin = _begin_of_newest(log, labelled, reach)
+        # Whole sessions, so that the requests are those of the whole log.
+        rows = labelled if begin is None else labelled & (log.session_start >= begin)
+        requests = _group(log, context_codes, np.flatnonzero(rows))
+        counted = np.minimum(np.diff(requests.offsets), per_request)
+        held = np.cumsum(counted[::-1])[::-1]
+        if begin is None or held.max(initial=0) > most:
+            return requests.only(np.flatnonzero(held <= most))
+
+
+def _labelled(log: InteractionLog, start: int, stop: int) -> Bools:
+    """Whether a row is labelled and of that time, bool [N]."""
+    within = (log.timestamp >= start) & (log.timestamp < stop)
+    labelled: Bools = within & (log.label != NO_LABEL)
+    if not np.any(labelled & (log.label == 1)):
         raise DataError(
-            f"{log.folder}: no clicked row with {start} <= timestamp < {stop}: nothing to learn or judge by"
+            f"{log.folder}: no clicked row with {start} <= timestamp < {stop}: nothing to learn or judge by "
+            f"({_why(log, int(within.sum()), int(labelled.sum()))}"
         )
-    keys = np.column_stack([log.session_start[rows], log.user[rows], context_codes[rows]])
-    order = np.lexsort(keys.T[::-1])
-    rows, keys = rows[order], keys[order]
-    first = np.flatnonzero(np.append(True, np.any(keys[1:] != keys[:-1], axis=1)))
+    return labelled
+
+
+def _why(log: InteractionLog, within: int, shown: int) -> str:
+    if not within:
+        return f"the log's rows are from {log.timestamp.min()} to {log.timestamp.max()}): choose another T"
+    found = f"of the {within} rows there {shown} have label 0 and {within - shown} have none"
+    return f"{found}): label the clicked rows 1, or leave the column out if every row is a click"
+
+
+def _begin_of_newest(log: InteractionLog, labelled: Bools, reach: int) -> int | None:
+    """A time after which about `reach` labelled rows have their session; None if there are no more in all.
+
+    Judged from a sample: whoever asks checks whether it was enough.
+    """
+    every = slice(None, None, 1 + len(log) // _SAMPLED_ROWS)
+    sample = np.sort(log.session_start[every][labelled[every]])
+    reached = int(len(sample) * reach / np.count_nonzero(labelled))
+    return None if reached >= len(sample) else int(sample[len(sample) - 1 - reached])
+
+
+def _group(log: InteractionLog, context_codes: ContextCodes, rows: Int64s) -> Requests:
+    """The requests of these rows: those of one session start, user and context, in this order."""
+    keys = [log.session_start[rows], log.user[rows], *context_codes[rows].T]
+    order = np.lexsort(keys[::-1])
+    begins = np.append(True, np.zeros(len(rows) - 1, dtype=bool))
+    for key in keys:
+        begins[1:] |= key[order[1:]] != key[order[:-1]]
+    rows, first = rows[order], np.flatnonzero(begins)
     return Requests(
-        user=log.user[rows[first]], before=log.session_start[rows[first]], row=rows[first],
+        user=log.user[rows[first]].astype(np.int64), before=log.session_start[rows[first]], row=rows[first],
         offsets=np.append(first, len(rows)), items=log.item[rows], labels=log.label[rows],
     )  # fmt: skip
 
 
 def popularity_pool(log: InteractionLog, as_of: int) -> Int32s:
     """Items of the clicked rows before T: a uniform draw from them is a draw by popularity. int32 [n]."""
-    pool: Int32s = log.item[(log.label == 1) & (log.timestamp < as_of)]
+    clicked = (log.label == 1) & (log.timestamp < as_of)
+    pool: Int32s = log.item if clicked.all() else log.item[clicked]
     return pool
 
 
 def only_known_items(requests: Requests, log: InteractionLog, as_of: int) -> Requests:
     """Drop candidates that no row before T has, and the requests left without candidates."""
-    known = np.zeros(len(log.item_ids), dtype=bool)
-    known[log.item[log.timestamp < as_of]] = True
-    return requests.keep_candidates(known[requests.items]).without_empty()
+    return requests.keep_candidates(log.items_before(as_of)[requests.items]).without_empty()
 
 
 def limit_candidates(requests: Requests, most: int, rng: np.random.Generator) -> Requests:

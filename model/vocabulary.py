@@ -11,10 +11,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from model.column_hashes import hash_integers, hash_texts, texts_of
 from model.identifiers import NULL_HASH, Id, IdKind, canonical_bytes, match_hashes
 
 MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
+Bools = npt.NDArray[np.bool_]
 Int64s = npt.NDArray[np.int64]
+UInt8s = npt.NDArray[np.uint8]
 
 
 class Vocabulary:
@@ -26,15 +29,6 @@ class Vocabulary:
         self.tensors = tensors
         self.seed = seed
         self._check()
-
-    @classmethod
-    def of(cls, kind: IdKind, values: Sequence[Id], seed: int) -> "Vocabulary":
-        """The vocabulary of the distinct `values`, in any order."""
-        if kind == "int":
-            return cls(kind, {"ids": np.unique(np.asarray(values, dtype=np.int64))}, seed)
-        texts = sorted({canonical_bytes(value) for value in values})
-        offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-        return cls(kind, {"blob": np.frombuffer(b"".join(texts), dtype=np.uint8), "offsets": offsets}, seed)
 
     def __len__(self) -> int:
         """Known values; codes run to `len + 1`."""
@@ -53,14 +47,17 @@ class Vocabulary:
     @cached_property
     def hash_of_code(self) -> Int64s:
         """Match hash by code, int64 [size]; NULL_HASH for a missing or unknown value."""
-        known = match_hashes(self.values(), self.seed)
+        if self.kind == "int":
+            known = hash_integers(self.tensors["ids"].astype(np.int64, copy=False), self.seed)
+        else:
+            known = hash_texts(*self._texts, self.seed)
         return np.concatenate([np.full(FIRST_KNOWN, NULL_HASH, dtype=np.int64), known])
 
     def values(self) -> list[Id]:
         """The known values in the order of their codes."""
         if self.kind == "int":
             return list(self.tensors["ids"].tolist())
-        return [self._text(row).decode("utf-8") for row in range(len(self))]
+        return [text.decode("utf-8") for text in texts_of(*self._texts)]
 
     def _check_kind(self, values: Sequence[Id | None]) -> None:
         # By exact type and as a set: 4,000 candidates cost 30 µs, and True (a bool) is not taken for 1.
@@ -68,55 +65,57 @@ class Vocabulary:
         for found in set(map(type, values)) - {wanted, type(None)}:
             raise ValueError(f"found a value of type {found.__name__}, wanted {self.kind}s: send them as that type")
 
+    def encode_integers(self, values: Int64s, missing: Bools) -> tuple[Int64s, Int64s]:
+        """As `encode`, of integers in an array; `missing` [n] says which of them are none."""
+        ids = self.tensors["ids"]
+        place = np.searchsorted(ids, values)
+        known = ids[np.minimum(place, len(ids) - 1)] == values if len(ids) else np.zeros(len(values), dtype=np.bool_)
+        codes = np.where(missing, MISSING, np.where(known, place + FIRST_KNOWN, UNKNOWN))
+        hashes = self.hash_of_code[codes]
+        unknown = codes == UNKNOWN
+        hashes[unknown] = hash_integers(values[unknown], self.seed)
+        return codes, hashes
+
     def _encode_ints(self, values: Sequence[Id | None]) -> tuple[Int64s, Int64s]:
-        missing = np.fromiter((value is None for value in values), dtype=bool, count=len(values))
+        missing = np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
         try:
             wanted = np.asarray([0 if value is None else value for value in values], dtype=np.int64)
         except OverflowError as error:
             raise ValueError("an id does not fit in a signed 64-bit integer: send ids as strings") from error
-        ids = self.tensors["ids"]
-        place = np.searchsorted(ids, wanted)
-        known = ids[np.minimum(place, len(ids) - 1)] == wanted if len(ids) else np.zeros(len(wanted), dtype=bool)
-        codes = np.where(missing, MISSING, np.where(known, place + FIRST_KNOWN, UNKNOWN))
-        hashes = self.hash_of_code[codes]
-        unknown: list[int] = np.flatnonzero(codes == UNKNOWN).tolist()
-        hashes[unknown] = match_hashes((values[index] for index in unknown), self.seed)
-        return codes, hashes
+        return self.encode_integers(wanted, missing)
 
     def _encode_strings(self, values: Sequence[Id | None]) -> tuple[Int64s, Int64s]:
         hashes = match_hashes(values, self.seed)
-        first = np.searchsorted(self._sorted_hashes, hashes, "left").tolist()
-        last = np.searchsorted(self._sorted_hashes, hashes, "right").tolist()
-        places = zip(values, first, last, strict=True)
-        codes = np.fromiter((self._string_code(*place) for place in places), dtype=np.int64, count=len(values))
+        texts = [None if value is None else canonical_bytes(value) for value in values]
+        codes = np.fromiter((MISSING if text is None else UNKNOWN for text in texts), dtype=np.int64, count=len(texts))
+        first = np.searchsorted(self._sorted_hashes, hashes, "left")
+        last = np.searchsorted(self._sorted_hashes, hashes, "right")
+        for ahead in range(int((last - first).max(initial=0))):  # one turn, but for a collision of 64-bit hashes
+            asked = np.flatnonzero(first + ahead < last)
+            rows = self._rows_by_hash[first[asked] + ahead]
+            same = self._texts_equal(rows, [texts[index] for index in asked.tolist()])
+            codes[asked[same]] = rows[same] + FIRST_KNOWN
         return codes, hashes
 
-    def _string_code(self, value: Id | None, first: int, last: int) -> int:
-        if value is None:
-            return MISSING
-        text = canonical_bytes(value)
-        same_hash = self._rows_by_hash[first:last]  # one row, but for a collision of 64-bit hashes
-        return next((row + FIRST_KNOWN for row in same_hash if self._text(row) == text), UNKNOWN)
+    def _texts_equal(self, rows: Int64s, texts: list[bytes | None]) -> Bools:
+        """Whether each row's text is the one beside it, bool [n]."""
+        blob, offsets = self._texts
+        places = zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), texts, strict=True)
+        equal = (blob[start:stop].tobytes() == text for start, stop, text in places)
+        return np.fromiter(equal, dtype=np.bool_, count=len(texts))
 
-    def _text(self, row: int) -> bytes:
-        start, stop = self._offsets[row], self._offsets[row + 1]
-        return self._blob[start:stop]
+    @property
+    def _texts(self) -> tuple[UInt8s, Int64s]:
+        """Blob and offsets, as they are."""
+        return self.tensors["blob"].astype(np.uint8, copy=False), self.tensors["offsets"].astype(np.int64, copy=False)
 
     @cached_property
-    def _rows_by_hash(self) -> list[int]:
-        return list(np.argsort(self.hash_of_code[FIRST_KNOWN:], kind="stable").tolist())
+    def _rows_by_hash(self) -> Int64s:
+        return np.argsort(self.hash_of_code[FIRST_KNOWN:], kind="stable")
 
     @cached_property
     def _sorted_hashes(self) -> Int64s:
-        return np.sort(self.hash_of_code[FIRST_KNOWN:])
-
-    @cached_property
-    def _blob(self) -> bytes:
-        return self.tensors["blob"].tobytes()
-
-    @cached_property
-    def _offsets(self) -> list[int]:
-        return list(self.tensors["offsets"].tolist())
+        return self.hash_of_code[FIRST_KNOWN:][self._rows_by_hash]
 
     def _check(self) -> None:
         wanted = {"ids": np.int64} if self.kind == "int" else {"blob": np.uint8, "offsets": np.int64}

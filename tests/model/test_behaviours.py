@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from model.behaviours import NO_LABEL, DataError, InteractionLog, read_log
 from model.histories import Histories
-from model.samples import add_negatives, collect_requests, limit_candidates, only_known_items, popularity_pool
+from model.log_rows import order_of
+from model.parquet_columns import NULL_CODE, factorize
+from model.samples import (
+    add_negatives,
+    collect_requests,
+    limit_candidates,
+    newest_requests,
+    only_known_items,
+    popularity_pool,
+)
 
 COLUMNS = {"user_id": [2, 1, 2, 1], "item_id": [7, 8, 7, 9], "timestamp": [30, 10, 20, 10]}
 
@@ -31,6 +40,55 @@ def test_rows_are_sorted_by_user_then_time_with_ties_in_file_order(tmp_path: Pat
     assert log.item_ids.take(pa.array(log.item)).to_pylist() == [8, 9, 7, 7]
 
 
+def test_a_row_costs_18_bytes_and_a_history_that_is_all_of_it_none(tmp_path: Path) -> None:
+    log = read_log(write(tmp_path, {**COLUMNS, "page": ["home"] * 4}))
+    assert sum(array.itemsize for array in (log.user, log.item, log.timestamp, log.label, log.in_history)) == 18
+    live = Histories.live(log)
+    for mine, theirs in ((live.items, log.item), (live.timestamps, log.timestamp), (log.session_end, log.timestamp)):
+        assert np.shares_memory(mine, theirs)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_how_the_rows_lie_in_the_file_changes_nothing(tmp_path: Path, named: bool) -> None:
+    rng = np.random.default_rng(0)
+    columns = {
+        "user_id": [f"user {number}" if named else number for number in rng.integers(7, size=500)],
+        "item_id": [f"item {number}" if named else number for number in rng.integers(30, size=500)],
+        "timestamp": rng.permutation(500), "session_id": rng.integers(9, size=500),
+        "label": pa.array([(1, 0, None)[number] for number in rng.integers(3, size=500)]),
+        "page": [("home", "cart", None)[number] for number in rng.integers(3, size=500)],
+    }  # fmt: skip
+    shuffled = read_log(write(tmp_path / "shuffled", columns))
+    table = pa.table(columns).sort_by([("user_id", "ascending"), ("timestamp", "ascending")])
+    ordered = read_log(write(tmp_path / "ordered", table.to_pydict()))
+    for name in ("user", "timestamp", "label", "in_history", "session_start", "session_end"):
+        np.testing.assert_array_equal(getattr(shuffled, name), getattr(ordered, name))
+    assert shuffled.item_ids.take(pa.array(shuffled.item)) == ordered.item_ids.take(pa.array(ordered.item))
+    assert shuffled.context.column_names == ["page"]
+    assert shuffled.context["page"].to_pylist() == ordered.context["page"].to_pylist() == table["page"].to_pylist()
+    distinct, codes = shuffled.context.factorize("page")
+    assert [None if code < 0 else distinct[code].as_py() for code in codes.tolist()] == table["page"].to_pylist()
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(-9, 9)), min_size=1, max_size=20), stretch=st.integers(1, 4)
+)
+def test_rows_are_put_in_order_whatever_is_looked_at_at_a_time(rows: list[tuple[int, int]], stretch: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.log_rows._STRETCH", stretch)
+        user, timestamp = np.array(rows).T
+        order = order_of(user.astype(np.int32), timestamp)
+    assert np.array_equal(np.arange(len(rows)) if order is None else order, np.lexsort((timestamp, user)))
+    assert (order is None) == (rows == sorted(rows))
+
+
+def test_pieces_of_a_column_share_their_codes() -> None:
+    pieces = [pa.array(["b", None, "a"]), pa.array([], pa.string()), pa.array(["c", "a", "b"])]
+    distinct, codes = factorize(Path("log"), "page", pieces, 6)
+    assert distinct.to_pylist() == ["b", "a", "c"]
+    assert codes.tolist() == [0, NULL_CODE, 1, 2, 1, 0]
+
+
 @pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.string(), pa.large_string()])
 def test_ids_may_be_integers_or_strings(tmp_path: Path, kind: pa.DataType) -> None:
     columns = {**COLUMNS, "item_id": pa.array([7, 8, 7, 9]).cast(kind)}
@@ -46,7 +104,7 @@ def test_ids_may_be_integers_or_strings(tmp_path: Path, kind: pa.DataType) -> No
         ({"timestamp": [1.5, 2.0, 3.0, 4.0]}, "timestamp is double, wanted an integer"),
         ({"user_id": [1.0, 2.0, 3.0, 4.0]}, "user_id is double, wanted integers or strings"),
         ({"item_id": [1, None, 2, 3]}, "1 rows of 'item_id' are null"),
-        ({"label": [1, 0, 2, None]}, "label 2 in 1 rows"),
+        ({"label": [1, 0, 2, None]}, "label holds 2, wanted 1"),
         ({"label": ["y", "n", "y", "n"]}, "label is string"),
         ({"in_history": [1, 0, 1, 1]}, "in_history is int64, wanted a bool"),
         ({"session_id": [1, None, 2, 3]}, "1 rows of 'session_id' are null"),
@@ -160,6 +218,20 @@ def test_a_t_in_another_unit_is_refused(tmp_path: Path) -> None:
         Histories.frozen(log, 1_700_000_000_000)
 
 
+@settings(deadline=None)
+@given(rows=logs, asked=st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 41)), min_size=1))
+def test_a_cut_is_where_the_user_s_earlier_behaviours_end(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, int, int]], asked: list[tuple[int, int]]
+) -> None:
+    log = log_of(tmp_path_factory.mktemp("log"), rows, sessions=False)
+    frozen = Histories.frozen(log, 20)  # some users have none
+    users = np.array([user % len(log.user_ids) for user, _ in asked])
+    cuts = frozen.cuts_before(users, np.array([time for _, time in asked]))
+    for user, (_, time), cut in zip(users, asked, cuts, strict=True):
+        mine = frozen.timestamps[frozen.offsets[user] : frozen.offsets[user + 1]]
+        assert cut == frozen.offsets[user] + np.searchsorted(mine, time)
+
+
 def test_windows_are_disjoint_right_aligned_and_newest_first(tmp_path: Path) -> None:
     columns = {"user_id": [1] * 6 + [2], "item_id": [*range(100, 106), 100], "timestamp": [*range(6), 0]}
     log = read_log(write(tmp_path, columns))
@@ -179,6 +251,25 @@ def test_rows_of_one_session_are_one_request(tmp_path: Path) -> None:
     assert requests.before.tolist() == [10, 10, 20]
     assert np.diff(requests.offsets).tolist() == [2, 1, 1]
     assert requests.user.tolist() == [0, 1, 0]
+
+
+@settings(deadline=None)
+@given(rows=logs, most=st.integers(1, 12), per_request=st.integers(1, 3), reach=st.integers(1, 2))
+def test_the_newest_requests_are_the_last_of_all(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, int, int]], most: int, per_request: int,
+    reach: int,
+) -> None:  # fmt: skip
+    log = log_of(tmp_path_factory.mktemp("log"), rows, sessions=True)
+    pages = log.item[:, None] % 2  # a context column
+    everything = collect_requests(log, pages, 0, 100)
+    counted = np.minimum(np.diff(everything.offsets), per_request)
+    expected = everything.only(np.flatnonzero(np.cumsum(counted[::-1])[::-1] <= most))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.samples._REACH", 1 + reach)
+        patch.setattr("model.samples._SAMPLED_ROWS", 2)  # so that the first look is often too short
+        found = newest_requests(log, pages, 0, 100, most, per_request)
+    for name in ("user", "before", "row", "offsets", "items", "labels"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def test_a_range_without_clicks_is_refused(tmp_path: Path) -> None:
