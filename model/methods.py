@@ -18,17 +18,22 @@ _AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "sdim": {"long_attention": "sdim"},
     "twin": {"long_attention": "twin"},
     "lrea": {"long_attention": "lrea"},
-    "lrea_paper": {"long_attention": "lrea", "form": "paper"},
+    "lrea_paper": {"long_attention": "lrea", "form": "paper", "blocks": "fixed"},
 }
 METHODS = [*_AS_PUBLISHED, *(name + MATCH_SUFFIX for name in _AS_PUBLISHED)]
 
 
-def method_options(name: str) -> dict[str, Any]:
-    """Model options of a method. Raises ValueError for a name that is none."""
+def method_options(name: str, *, categories: bool = True) -> dict[str, Any]:
+    """Model options of a method. Raises ValueError for a name that is none.
+
+    categories: whether items have a category to search by; where they have none, `sim` is the soft search.
+    """
     base = name.removesuffix(MATCH_SUFFIX)
     if base not in _AS_PUBLISHED:
         raise ValueError(
             f"no method is called {name!r}: the methods are {', '.join(_AS_PUBLISHED)}, "
             f"each also with the suffix {MATCH_SUFFIX}"
         )
+    if base == "sim" and not categories:
+        base = "sim_soft"
     return {**_AS_PUBLISHED[base], "match": name.endswith(MATCH_SUFFIX)}
