@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-from model.attention.lrea import Form
+from model.attention.slots import ROW_BLOCKS, Blocks, Form
 from model.identifiers import IdKind
 from model.match_sketch import check_cells
+from model.options import read_options
 
 LongMethod = Literal["lrea", "din", "sim-hard", "sim-soft", "eta", "sdim", "twin", "none"]
 
@@ -21,8 +20,6 @@ class ConfigError(ValueError):
 class RankerConfig:
     """Shape of a ranker. Raises ValueError where the values cannot be one."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
     width: int = 32  # d, item embedding width
     head_width: int = 32  # h, scorer width
     long_length: int = 512  # L, rows of the long history
@@ -30,10 +27,11 @@ class RankerConfig:
     rank: int = 32  # r, slots
     long_attention: LongMethod = "lrea"
     form: Form = "absorbed"
+    blocks: Blocks = "log"  # of rows, one per slot: where learned slots start, or what slots are
     din_softmax: bool = False  # normalise the weights of DIN over the long history
     retrieved: int | None = None  # rows that SIM, ETA and TWIN attend to; None: as published, 50, 50 and 100
     heads: int = 4  # of the attention over retrieved rows
-    category: str | None = None  # item feature that SIM-hard searches by; None: the first one
+    category: str | None = None  # item feature that SIM-hard and content blocks go by; None: the first one
     short_attention: bool = True
     match: bool = True
     item_cells: int = 2048  # cells of each of the item's two sketch tables
@@ -67,9 +65,22 @@ class RankerConfig:
             )
         if self.long_attention == "sim-hard" and not self.item_features:
             raise ValueError("sim-hard searches by category, and there is no item feature: add one, or use sim-soft")
+        if self.long_attention == "lrea":
+            self._check_blocks()
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"heads is {self.heads} for a width of {self.width}: wanted a divisor of it")
         check_cells(self.sketch_cells)
+
+    def _check_blocks(self) -> None:
+        if self.blocks in ROW_BLOCKS and self.form != "absorbed":
+            raise ValueError(
+                f'blocks = "{self.blocks}" learns no W_decomp, which form = "{self.form}" is about: '
+                'wanted form = "absorbed", or blocks = "fixed" or "log"'
+            )
+        if self.blocks == "content" and not self.item_features:
+            raise ValueError(
+                'blocks = "content" orders rows by category, and there is no item feature: add one, or use "actual"'
+            )
 
     @property
     def sketch_cells(self) -> tuple[int, ...]:
@@ -101,10 +112,6 @@ class RankerConfig:
 def read_config(values: Mapping[str, Any]) -> RankerConfig:
     """A configuration from plain values, as JSON or TOML give them. Raises ConfigError naming the option."""
     try:
-        return TypeAdapter(RankerConfig).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "value_error":  # our own words, from __post_init__
-            raise ConfigError(str(first["ctx"]["error"])) from error
-        where = ".".join(str(part) for part in first["loc"]) or "the model's options"
-        raise ConfigError(f"{where}: {first['msg']}, found {first['input']!r}") from error
+        return read_options(RankerConfig, values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

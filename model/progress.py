@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -78,6 +79,36 @@ class LineReporter:
     def _write(self) -> None:
         self._last_line = time.monotonic()
         self.note(f"{self._phase}: {self._done:,} of {self._total:,} {self._unit}")
+
+
+class SilentReporter:
+    """For one of several workers, where another one reports."""
+
+    def start(self, phase: str, total: int, unit: str) -> None:
+        pass
+
+    def advance(self, count: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def training_progress(reporter: Reporter) -> Callable[[int, int, float], None]:
+    """A training's progress, called with (steps done, steps in all, loss), as one phase of the reporter's."""
+    reported = 0
+
+    def progress(done: int, steps: int, loss: float) -> None:
+        nonlocal reported
+        if reported == 0:
+            reporter.start("training", steps, "steps")
+        reporter.advance(done - reported)
+        reported = done
+
+    return progress
 
 
 def stderr_reporter() -> Reporter:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from model.attention.din import DinAttention
 from model.attention.family import build_long_attention
 from model.attention.interface import Embedded
-from model.attention.lrea import LreaAttention, UserSlots
+from model.attention.lrea import LreaAttention
+from model.attention.slots import UserSlots
 from model.catalogue import Items
 from model.config import RankerConfig
 from model.match_sketch import FEATURES_PER_COLUMN, build_sketch, match_short, read_sketch
@@ -102,7 +103,8 @@ class Ranker(nn.Module):
         side_sizes = (*sizes.user_features, *sizes.context_features)
         self.side_embeddings = nn.ModuleList(_embedding(size, config.feature_width) for size in side_sizes)
         self.short = DinAttention(width, config.head_width, config.short_length) if config.short_attention else None
-        self.long = build_long_attention(config)
+        index = config.category_index
+        self.long = build_long_attention(config, None if index is None else sizes.item_features[index])
         build = serving_mlp if serving else training_mlp
         self.mlp = build(self._mlp_inputs(), config.mlp)
 
@@ -134,6 +136,13 @@ class Ranker(nn.Module):
         categories = torch.zeros_like(items.rows) if index is None else items.codes[..., index]
         return Embedded(self.embed(items), categories, items.rows > 0)
 
+    def _embed_together(self, parts: dict[str, Items]) -> dict[str, Embedded]:
+        """`embed_all` of each, by one look-up per table: the gradient of every look-up is as large as the table."""
+        sizes = [part.rows.shape[1] for part in parts.values()]
+        joined = self.embed_all(Items(*(torch.cat(tensors, dim=1) for tensors in zip(*parts.values(), strict=True))))
+        pieces = zip(*(torch.split(tensor, sizes, dim=1) for tensor in joined), strict=True)
+        return {name: Embedded(*piece) for name, piece in zip(parts, pieces, strict=True)}
+
     def compress(self, long: Items) -> UserSlots:
         """Slots of each user's long history [U, L], newest first; no slots where the model has no long attention.
 
@@ -159,17 +168,23 @@ class Ranker(nn.Module):
 
     def forward(self, batch: TrainingBatch) -> Output:
         """Logits of the batch's candidates in the form that is trained, and the long attention's own loss."""
-        candidates, long = self.embed_all(batch.candidates), _without_common_padding(batch.long)
+        long = _without_common_padding(batch.long)
+        read = {"candidates": batch.candidates}
+        read |= {} if self.long is None else {"long": long}
+        read |= {} if self.short is None else {"short": batch.short}
+        embedded = self._embed_together(read)
+        candidates = embedded["candidates"]
         long_UKd, loss = None, batch.labels_UK.new_zeros(())
         if self.long is not None:
-            history = self.embed_all(long)
+            history = embedded["long"]
             long_UKd = self.long(candidates, history)
             if self.training:
                 loss = self.long.auxiliary_loss(candidates, history, batch.labels_UK)
         side_UF = torch.cat([batch.user_codes, batch.context_codes], dim=-1)
         inputs_UKf = self._mlp_input(
-            candidates, batch.candidates.hashes, long_UKd, self.sketch(long), batch.short, side_UF
-        )
+            candidates, batch.candidates.hashes, long_UKd, self.sketch(long), embedded.get("short"),
+            batch.short.hashes, side_UF,
+        )  # fmt: skip
         logits: Tensor = self.mlp(inputs_UKf[batch.mask_UK])
         return Output(logits.squeeze(-1), loss)
 
@@ -196,8 +211,9 @@ class Ranker(nn.Module):
         slots = UserSlots(request.state.keys_Rd.unsqueeze(0), request.state.values_Rd.unsqueeze(0))
         long_UKd = self.long.absorbed(candidates.vectors, slots) if isinstance(self.long, LreaAttention) else None
         side_UF = torch.cat([request.user_codes, request.context_codes]).unsqueeze(0)
-        short, sketch_UM = request.short.unsqueeze(), request.state.sketch_M.unsqueeze(0)
-        return self._mlp_input(candidates, items.hashes, long_UKd, sketch_UM, short, side_UF).squeeze(0)
+        window, sketch_UM = request.short.unsqueeze(), request.state.sketch_M.unsqueeze(0)
+        short = None if self.short is None else self.embed_all(window)
+        return self._mlp_input(candidates, items.hashes, long_UKd, sketch_UM, short, window.hashes, side_UF).squeeze(0)
 
     def _mlp_input(
         self,
@@ -205,20 +221,21 @@ class Ranker(nn.Module):
         hashes_UKC: Tensor,
         long_UKd: Tensor | None,
         sketch_UM: Tensor,
-        short: Items,
+        short: Embedded | None,
+        short_hashes_USC: Tensor,
         side_codes_UF: Tensor,
     ) -> Tensor:
         """Everything the MLP reads of each candidate, float32 [U, K, f]."""
         target_UKd = candidates.vectors
         parts = [target_UKd]
-        if self.short is not None:
-            parts += _with_product(target_UKd, self.short(candidates, self.embed_all(short)))
+        if self.short is not None and short is not None:
+            parts += _with_product(target_UKd, self.short(candidates, short))
         if long_UKd is not None:
             parts += _with_product(target_UKd, long_UKd)
         for index, table in enumerate(self.side_embeddings):
             parts.append(table(side_codes_UF[:, index]).unsqueeze(1).expand(-1, target_UKd.shape[1], -1))
         if self.config.match:
-            parts.append(match_short(short.hashes, hashes_UKC))
+            parts.append(match_short(short_hashes_USC, hashes_UKC))
             parts.append(read_sketch(sketch_UM, hashes_UKC, self.config.sketch_cells))
         return torch.cat(parts, dim=-1)
 

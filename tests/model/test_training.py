@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from model.absorption import AbsorptionError, AbsorptionGap
+from model.attention.lrea import LreaAttention
 from model.batches import BatchSource
 from model.behaviours import DataError, read_log
 from model.bundle import Bundle
@@ -25,7 +26,8 @@ from model.ranker import ScoringInput
 from model.recipe import Recipe, read_recipe
 from model.samples import Requests, add_negatives, collect_requests, limit_candidates
 from model.served import served_logits
-from model.train import split_by_time, train
+from model.train import train
+from model.training.split import split_by_time
 from model.user_batches import count_users, iterate_users
 from tests.tiny import AS_OF, ITEMS, MODEL, TRAINING, item_id, tiny_bundle, tiny_data
 
@@ -226,10 +228,17 @@ def test_no_negative_of_training_was_clicked_in_its_request(data: Path) -> None:
         ({"item_features": ("size",)}, "no item feature is called 'size'"),
         ({"user_features": ("size",)}, "no user feature is called 'size'"),
         ({"context_features": ("size",)}, "no context feature is called 'size'"),
-        ({"width": "wide"}, "width: Input should be a valid integer"),
+        ({"width": "wide"}, "width is 'wide': wanted a whole number"),
+        ({"width": "8"}, "width is '8': wanted a whole number"),
+        ({"width": True}, "width is True: wanted a whole number"),
+        ({"width": 8.0}, r"width is 8\.0: wanted a whole number"),
+        ({"match": 1}, "match is 1: wanted true or false"),
+        ({"mlp": 16}, "mlp is 16: wanted a list"),
+        ({"mlp": [16, "8"]}, r"mlp\[1\] is '8': wanted a whole number"),
+        ({"form": "papers"}, "form is 'papers': wanted 'absorbed', 'paper' or 'hard'"),
         ({"rank": 25}, "rank 25 for 24 rows of history"),
         ({"item_cells": 100}, "wanted a power of two"),
-        ({"colour": 1}, "colour: Unexpected keyword argument"),
+        ({"colour": 1}, "no option is called colour"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(data: Path, options: dict[str, Any], message: str) -> None:
@@ -242,7 +251,15 @@ def test_options_that_do_not_fit_are_refused(data: Path, options: dict[str, Any]
     [
         ("[model]\nwidht = 3", "no option is called model.widht"),
         ("[training]\nepochs = 0", "training.epochs is 0"),
-        ("[training]\nepochs = 'two'", "training.epochs: Input should be a valid integer"),
+        ("[training]\nepochs = 'two'", "recipe.toml: training.epochs is 'two': wanted a whole number"),
+        ("[training]\nepochs = true", "training.epochs is True: wanted a whole number"),
+        ("[training]\nlearning_rate = '1'", "training.learning_rate is '1': wanted a number"),
+        ("[training]\nlearning_rate = inf", "training.learning_rate is inf: wanted a finite number"),
+        ("[training]\nlearning_rate = nan", "training.learning_rate is nan: wanted more than 0"),
+        ("[training]\npatience = -1", "training.patience is -1: wanted 0 or more"),
+        ("[training]\npenalty_weight = -1", "training.penalty_weight is -1.0: wanted 0 or more"),
+        ("[training]\npenalty_reduction = 'max'", "training.penalty_reduction is 'max': wanted 'mean' or 'sum'"),
+        ("[training]\noptimizer = 2024-01-01", "training.optimizer is '2024-01-01': wanted 'adam' or 'adagrad'"),
         ("[modle]", "no option is called modle"),
         ("[model", "not a readable TOML file"),
     ],
@@ -256,10 +273,10 @@ def test_a_wrong_recipe_names_file_and_option(tmp_path: Path, text: str, message
 
 def test_a_recipe_is_read(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text('[model]\nrank = 4\nmlp = [8, 4]\n[training]\noptimizer = "adagrad"\nlearning_rate = 0.1\n')
+    path.write_text('[model]\nrank = 4\nmlp = [8, 4]\n[training]\noptimizer = "adagrad"\nlearning_rate = 1\n')
     recipe = read_recipe(path)
     assert recipe.model == {"rank": 4, "mlp": [8, 4]}
-    assert (recipe.training.optimizer, recipe.training.learning_rate) == ("adagrad", 0.1)
+    assert (recipe.training.optimizer, recipe.training.learning_rate) == ("adagrad", 1.0)
 
 
 @pytest.mark.parametrize("column", [[0.5] * ITEMS, [True] * ITEMS])
@@ -279,3 +296,40 @@ def test_a_feature_that_is_not_categorical_is_refused_until_the_recipe_leaves_it
 def test_adagrad_trains_too(tmp_path: Path, data: Path) -> None:
     adagrad = dataclasses.replace(TRAINING, optimizer="adagrad", learning_rate=0.05)
     assert tiny_bundle(tmp_path, data, training=adagrad).metadata["metrics"]["auc"] > 0.6
+
+
+def test_the_penalty_of_the_paper_s_form_is_a_mean_or_as_printed_a_sum(tmp_path: Path, data: Path) -> None:
+    """The sum over r L = 96 entries weighs as much as 96 times the mean, and nothing in the absorbed form."""
+    loose = dataclasses.replace(TRAINING, absorption_tolerance=1e9, penalty_weight=0.03, learning_rate=0.003)
+    summed = dataclasses.replace(loose, penalty_reduction="sum")
+    averaged = dataclasses.replace(loose, penalty_weight=96 * 0.03)
+    negative = {}
+    for name, training in {"mean": loose, "sum": summed, "96 means": averaged}.items():
+        attention = tiny_bundle(tmp_path / name, data, training=training, form="paper").ranker.long
+        assert isinstance(attention, LreaAttention)
+        negative[name] = attention.penalty("sum").item()
+    assert negative["sum"] == pytest.approx(negative["96 means"], rel=1e-2)
+    assert negative["sum"] < 0.8 * negative["mean"]
+    ids = {tiny_bundle(tmp_path / "absorbed", data, training=training).model_id for training in (loose, summed)}
+    assert len(ids) == 1
+
+
+def test_batches_of_one_candidate_are_passed_over(tmp_path: Path) -> None:
+    """BatchNorm has no variance of one row: a last batch, or every second one, must not end the training."""
+    folder = tiny_data(tmp_path / "data", labels=True)
+    options = dataclasses.replace(TRAINING, batch_requests=1, max_positives=400, targets_per_request=1)
+    recipe = Recipe(MODEL, options)
+    trained = train(read_log(folder), tmp_path / "out", recipe, AS_OF, CPU, lambda *_: None)
+    assert 0 < trained.samples < 400
+    assert trained.samples_per_second > 0
+
+
+def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, data: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    options = dataclasses.replace(TRAINING, max_positives=400, epochs=50, patience=2)
+    recipe = Recipe({**MODEL, "match": False}, options)
+    train(read_log(data), tmp_path, recipe, AS_OF, CPU, lambda done, of, _: steps.append((done, of)))
+    done, of = steps[-1]
+    assert len(steps) == done < of / 2
+    assert done % 2 == 0  # it ends at a validation, and there is one every second step
+    assert of == 50 * 10
