@@ -102,6 +102,11 @@ def build(bundle: Bundle, log: InteractionLog, store: Store, options: BuildOptio
 
 def check_inputs(bundle: Bundle, log: InteractionLog, options: BuildOptions) -> int:
     """The number of users to build. Raises InputError if bundle, data and options do not fit together."""
+    if not bundle.config.cacheable:
+        raise InputError(
+            f"model {bundle.model_id} cannot be cached: its long attention {bundle.config.long_attention} reads the "
+            'whole history for every candidate; build the cache of a model with long_attention = "lrea" (or "none")'
+        )
     cut = bundle.metadata.get("as_of")
     if options.as_of is not None and cut is not None and options.as_of < cut:
         raise InputError(

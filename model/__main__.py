@@ -1,36 +1,41 @@
 """The model's commands: a data folder, a trained bundle, an honest figure.
 
-    python -m model prepare complete-journey OUT
+    python -m model prepare  DATASET OUT [--source PATH]
     python -m model train    --data DIR --out DIR [--as-of T] [--config FILE] [--method lrea_match]
     python -m model evaluate --bundle DIR --data DIR --protocol fresh|as-of --as-of T [--out FILE]
+    python -m model compare  --data DIR --out DIR [--as-of T] [--models NAME,…] [--seeds N]
 
 Each ends with one line of JSON on stdout and exit code 0, or with one message on stderr and exit code 1.
 """
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 import typer
 
+from model.allocator import keep_freed_memory
 from model.behaviours import read_log
 from model.bundle import load_bundle
-from model.datasets import complete_journey
+from model.comparison.compare import compare
+from model.comparison.options import MAX_POSITIVES, Comparison, read_list
+from model.datasets.prepare import Dataset, prepare
 from model.device import choose_device
-from model.evaluate import EvaluationConfig, Protocol, evaluate
+from model.evaluate import EvaluationConfig, Judge, Protocol
 from model.methods import DEFAULT_METHOD, METHODS, method_options
-from model.progress import stderr_reporter
+from model.progress import SilentReporter, stderr_reporter, training_progress
 from model.recipe import Recipe, read_recipe
+from model.staleness import read_staleness
 from model.train import train
+from model.training.checkpoint import CheckpointPlan
+from model.training.distributed import joined, own_device, workers_of
 
 app = typer.Typer(help="Train and evaluate rankers.", add_completion=False, pretty_exceptions_enable=False)
-
-Dataset = Literal["complete-journey"]
-PREPARERS: dict[Dataset, Callable[[Path], dict[str, int]]] = {"complete-journey": complete_journey.prepare}
 
 DataDir = Annotated[Path, typer.Option("--data", help="folder with interactions.parquet")]
 Device = Annotated[str, typer.Option(envvar="LREA_DEVICE", help="auto, cpu or cuda")]
@@ -40,10 +45,11 @@ Device = Annotated[str, typer.Option(envvar="LREA_DEVICE", help="auto, cpu or cu
 def prepare_command(
     dataset: Annotated[Dataset, typer.Argument(help="which public data set")],
     out: Annotated[Path, typer.Argument(help="data folder to write; must not hold anything")],
+    source: Annotated[Path | None, typer.Option(help="the publisher's files; complete-journey needs none")] = None,
 ) -> None:
     """Turn a public data set into a data folder."""
     with _one_message():
-        _print_summary(PREPARERS[dataset](out))
+        _print_summary(prepare(dataset, out, source))
 
 
 @app.command("train")
@@ -54,30 +60,41 @@ def train_command(
     config: Annotated[Path | None, typer.Option(help="TOML file with [model] and [training]")] = None,
     method: Annotated[str, typer.Option(help=f"one of {', '.join(METHODS)}")] = DEFAULT_METHOD,
     seed: Annotated[int | None, typer.Option(help="of weights, order and negatives")] = None,
+    learning_rates: Annotated[
+        str | None, typer.Option(metavar="RATE,…", help="train with each, keep the best on validation")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="folder of checkpoints; default: OUT/.checkpoint")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="default: at each validation, and every five minutes")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint")] = False,
+    warm_start: Annotated[Path | None, typer.Option(metavar="BUNDLE", help="start from its weights")] = None,
     device: Device = "auto",
 ) -> None:
-    """Train a ranker and write its bundle."""
+    """Train a ranker and write its bundle. Under torchrun, its processes train one model together."""
+    workers = workers_of(os.environ)
     with _one_message():
         if out.exists() and not out.is_dir():  # now, not after an hour of training
             raise ValueError(f"{out} is not a folder: name another for the bundles")
         recipe = _with_options(read_recipe(config), method, seed)
-        log = read_log(data)
+        rates = read_list("--learning-rates", learning_rates, float)
+        plan = CheckpointPlan(checkpoint or out / ".checkpoint", checkpoint_every, resume)
+        older = None if warm_start is None else load_bundle(warm_start)
+        log, place = read_log(data), own_device(choose_device(device), os.environ)
+        if place.type == "cpu":
+            keep_freed_memory()
         cut = int(log.timestamp.max()) + 1 if as_of is None else as_of
-        reporter = stderr_reporter()
-        total = 0
-
-        def progress(done: int, steps: int, loss: float) -> None:
-            nonlocal total
-            if total == 0:
-                total = steps
-                reporter.start("training", steps, "steps")
-            reporter.advance(1)
-
+        reporter = stderr_reporter() if workers.is_first else SilentReporter()
         try:
-            trained = train(log, out, recipe, cut, choose_device(device), progress)
+            with joined(workers, place):
+                trained = train(
+                    log, out, recipe, cut, place, training_progress(reporter), learning_rates=rates,
+                    checkpoint=plan, warm_start=older, workers=workers, note=reporter.note,
+                )  # fmt: skip
         finally:
             reporter.close()
-        _print_summary({**asdict(trained), "path": str(trained.path), "as_of": cut, "method": method})
+        if workers.is_first:
+            _print_summary({**asdict(trained), "path": str(trained.path), "as_of": cut, "method": method})
 
 
 @app.command("evaluate")
@@ -93,13 +110,17 @@ def evaluate_command(
     shuffle_pairs: Annotated[
         bool, typer.Option(help="score each user with another's pair: is the head alive?")
     ] = False,
+    staleness: Annotated[
+        str | None, typer.Option(metavar="K1,K2,…", help="also judge records that lack each user's newest K rows")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Judge a bundle on the requests after T."""
     with _one_message():
+        lacking = None if staleness is None else read_staleness(staleness)
         loaded, log = load_bundle(bundle, choose_device(device)), read_log(data)
-        config = EvaluationConfig(as_of, until, negatives, seed, shuffle_pairs)
-        judgement = evaluate(loaded, log, protocol, config)
+        judge = Judge(loaded, log, EvaluationConfig(as_of, until, negatives, seed, shuffle_pairs))
+        judgement = judge.judge(protocol)
         if out is not None:
             judgement.write(out, log, loaded)
         counts = {
@@ -107,7 +128,47 @@ def evaluate_command(
             "candidates": len(judgement.logits),
             "dropped_candidates": judgement.dropped,
         }
-        _print_summary({"model_id": loaded.model_id, "protocol": protocol, **judgement.metrics(), **counts})
+        named = {"model_id": loaded.model_id, "protocol": protocol}
+        aged = {} if lacking is None else {"staleness": judge.staleness(lacking)}
+        _print_summary({**named, **judgement.metrics(), **counts, **judgement.slices(), **aged})
+
+
+@app.command("compare")
+def compare_command(
+    data: DataDir,
+    out: Annotated[Path, typer.Option("--out", help="folder of runs, tables and plots; what is finished is kept")],
+    as_of: Annotated[int | None, typer.Option(help="T; default: the newest tenth of the labels is judged")] = None,
+    until: Annotated[int | None, typer.Option(help="judge requests before this timestamp only")] = None,
+    models: Annotated[str | None, typer.Option(metavar="NAME,…", help="default: all of them")] = None,
+    seeds: Annotated[int, typer.Option(help="trainings of each model")] = Comparison.seeds,
+    ranks: Annotated[str | None, typer.Option(metavar="R,…", help="LREA with and without match features")] = None,
+    lambdas: Annotated[str | None, typer.Option(metavar="λ,…", help="the paper's form with these penalties")] = None,
+    grid: Annotated[str | None, typer.Option(metavar="RATE,…", help="choose each model's learning rate")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with [model], [training] and [models.NAME]")] = None,
+    reference: Annotated[str | None, typer.Option(help="model that the others are set against")] = None,
+    negatives: Annotated[int, typer.Option(min=1, help="per positive, where the log has no labels")] = 4,
+    workers: Annotated[int | None, typer.Option(help="runs at a time; default: one per core, on CUDA one")] = None,
+    keep_bundles: Annotated[bool, typer.Option("--keep-bundles", help="keep them in OUT/bundles")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train and judge many models under one protocol."""
+    with _one_message():
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out} is not a folder: name another for the comparison")
+        asked = Comparison(
+            as_of, until, negatives, None if models is None else read_list("--models", models, str), seeds,
+            read_list("--ranks", ranks, int), read_list("--lambdas", lambdas, float), read_list("--grid", grid, float),
+            reference, workers, keep_bundles,
+        )  # fmt: skip
+        recipe, place = read_recipe(config, max_positives=MAX_POSITIVES), choose_device(device)
+        if place.type == "cpu":
+            keep_freed_memory()
+        reporter = stderr_reporter()
+        try:
+            results = compare(data, out, recipe, asked, place, reporter)
+        finally:
+            reporter.close()
+        _print_summary({"path": str(out), **results.summary()})
 
 
 def _with_options(recipe: Recipe, method: str, seed: int | None) -> Recipe:

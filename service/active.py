@@ -76,6 +76,11 @@ def open_bundle(bundles_dir: Path, model_id: str, device: torch.device) -> Bundl
         raise PublicationError(f"the bundle at {folder} does not load: {type(error).__name__}: {error}") from error
     if bundle.model_id != model_id:
         raise PublicationError(f"the bundle at {folder} is model {bundle.model_id}: name its folder after that")
+    if not bundle.config.cacheable:
+        raise PublicationError(
+            f"model {model_id} cannot be served: its long attention {bundle.config.long_attention} reads the whole "
+            'history for every candidate; train one with long_attention = "lrea" (or "none")'
+        )
     return bundle
 
 

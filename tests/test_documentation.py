@@ -19,13 +19,14 @@ from model.recipe import MODEL_OPTIONS, TrainingConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 APPS = {"data.md": model_app, "cache.md": builder_app}
+PAGES = {"compare": "comparison.md"}  # of commands that have one of their own
 
 
 def commands() -> Iterator[tuple[str, str, click.Command]]:
     for page, app in APPS.items():
         group = typer.main.get_command(app)
         for name, command in group.commands.items():  # type: ignore[attr-defined]
-            yield page, name, command
+            yield PAGES.get(name, page), name, command
 
 
 @pytest.mark.parametrize(("page", "name", "command"), [pytest.param(*one, id=one[1]) for one in commands()])

@@ -4,10 +4,10 @@ Source: Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KD
 normalised by a softmax unless asked for, so that the strength of an interest survives.
 """
 
-import torch
 from torch import Tensor
 
 from model.attention.interface import Embedded, LongAttention
+from model.attention.masking import masked_softmax
 from model.attention.scorer import PairScorer
 
 # Sums over a history are scaled by SUM_SCALE / length, so that their result stays of order one whatever the length is.
@@ -28,6 +28,4 @@ class DinAttention(LongAttention):
         scores_UKN: Tensor = self.scorer(candidates.vectors, history.vectors)
         if not self.softmax:
             return scores_UKN @ history.vectors * self.scale
-        # A floor and not -inf: a row of -inf alone would be nan, and over zero rows any weight adds nothing.
-        masked = scores_UKN.masked_fill(~history.present.unsqueeze(1), torch.finfo(scores_UKN.dtype).min)
-        return masked.softmax(-1) @ history.vectors
+        return masked_softmax(scores_UKN, history.present.unsqueeze(1)) @ history.vectors

@@ -197,6 +197,15 @@ def test_a_training_cut_after_t_is_refused(
     assert keys_of(admin, options.key_prefix) == set()
 
 
+def test_a_model_that_reads_the_whole_history_is_refused(
+    tmp_path: Path, world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler
+) -> None:
+    bundle = tiny_bundle(tmp_path, world.data, long_attention="twin")
+    with pytest.raises(InputError, match=f"model {bundle.model_id} cannot be cached: its long attention twin reads"):
+        build(bundle, world.log, store, options, meddler)
+    assert keys_of(admin, options.key_prefix) == set()
+
+
 @pytest.mark.parametrize(("column", "kinds"), [("user_id", ("string", "int")), ("item_id", ("int", "string"))])
 def test_ids_of_another_kind_are_refused(
     tmp_path: Path, world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler, column: str,

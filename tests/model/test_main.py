@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,8 +18,8 @@ from typer.testing import CliRunner, Result
 
 from model import __main__ as commands
 from model.bundle import load_bundle
-from model.datasets.folder import write_folder
 from model.metrics import auc
+from tests.model.datasets.published import Event, write_movielens_csv
 from tests.tiny import AS_OF, tiny_data
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +96,10 @@ def evaluate(place: Path, bundle: Path, *flags: str, **changes: object) -> Resul
 
 def test_train_ends_with_a_summary(place: Path, bundle: Path) -> None:
     summary = json.loads((place / "summary.json").read_text())
-    assert list(summary) == ["path", "model_id", "metrics", "samples", "seconds", "as_of", "method"]
+    assert list(summary) == [
+        "path", "model_id", "metrics", "samples", "seconds", "samples_per_second", "learning_rate", "learning_rates",
+        "warm_start", "as_of", "method",
+    ]  # fmt: skip
     assert summary["model_id"] == bundle.name == load_bundle(bundle).model_id
     assert summary["metrics"].keys() == {"auc", "gauc", "log_loss"}
     assert summary["metrics"]["auc"] > 0.7
@@ -124,7 +128,8 @@ def test_evaluate_ends_with_a_summary_and_keeps_what_it_judged(
 ) -> None:
     summary = summary_of(evaluate(place, bundle, protocol=protocol, out=tmp_path / "samples.parquet"))
     assert list(summary) == [
-        "model_id", "protocol", "auc", "gauc", "requests", "candidates", "dropped_candidates"
+        "model_id", "protocol", "auc", "gauc", "requests", "candidates", "dropped_candidates",
+        "gauc_requests", "new_items", "auc_new_items", "by_history",
     ]  # fmt: skip
     assert (summary["model_id"], summary["protocol"]) == (bundle.name, protocol)
     table = pq.read_table(tmp_path / "samples.parquet")
@@ -145,14 +150,32 @@ def test_evaluate_takes_a_window_negatives_and_a_shuffle(place: Path, bundle: Pa
     assert summary_of(evaluate(place, bundle)) == plain
 
 
-def test_prepare_ends_with_the_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a data set of two rows; tests/model/test_datasets.py prepares the real one."""
-    rows = pa.table({"user_id": [1, 2], "item_id": [5, 5], "timestamp": [10, 30]})
-    monkeypatch.setitem(commands.PREPARERS, "complete-journey", lambda out: write_folder(out, rows))
-    summary = summary_of(run("prepare", "complete-journey", tmp_path / "out"))
-    assert summary == {"rows": 2, "users": 2, "items": 1, "first_timestamp": 10, "last_timestamp": 30}
-    assert_one_line(run("prepare", "complete-journey", tmp_path / "out"), "exists and is not empty")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+def test_evaluate_judges_stale_records(place: Path, bundle: Path) -> None:
+    summary = summary_of(evaluate(place, bundle, protocol="fresh", staleness="0,2,8"))
+    assert [row["behaviours"] for row in summary["staleness"]] == [0, 2, 8]
+    assert summary["staleness"][0]["auc"] == summary["auc"]
+    assert sum(bucket["candidates"] for bucket in summary["by_history"]) == summary["candidates"]
+
+
+def test_a_figure_that_is_undefined_is_null(place: Path, bundle: Path, tmp_path: Path) -> None:
+    folder = tiny_data(tmp_path / "data", labels=True)
+    table = pq.read_table(folder / "interactions.parquet")
+    clicked = table.filter(pc.or_(pc.equal(table["label"], 1), pc.less(table["timestamp"], AS_OF)))
+    pq.write_table(clicked, folder / "interactions.parquet")  # after T nothing was shown that was not clicked
+    summary = summary_of(evaluate(place, bundle, data=folder))
+    assert summary["auc"] is summary["gauc"] is summary["auc_new_items"] is summary["by_history"][0]["auc"] is None
+    assert summary["gauc_requests"] == 0
+
+
+def test_prepare_ends_with_the_counts(tmp_path: Path) -> None:
+    """With two ratings; tests/model/datasets has the data sets."""
+    source = write_movielens_csv(tmp_path / "source", [Event(user=1, item=5, tick=0), Event(user=2, item=5, tick=20)])
+    arguments = ("prepare", "movielens", tmp_path / "out", "--source", source)
+    first = 1112486027
+    counts = {"rows": 2, "users": 2, "items": 1, "first_timestamp": first, "last_timestamp": first + 20}
+    assert summary_of(run(*arguments)) == counts
+    assert_one_line(run(*arguments), "exists and is not empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 # --- what they say of a data folder that is wrong ---------------------------------------------------------------------
@@ -188,9 +211,9 @@ WRONG_INTERACTIONS: list[tuple[Change, str]] = [
     (with_column("session_id", 1.0, pa.float64()), "session_id is double"),
     (with_column("session_id", None, pa.uint64()), "rows of 'session_id' are null"),
     (with_column("label", 1.0, pa.float64()), "label is double, wanted integers 1 and 0"),
-    (with_column("label", 2, pa.int64()), "label 2 in 3000 rows"),
-    (with_column("label", -1, pa.int64()), "label -1 in 3000 rows"),
-    (with_column("label", 300, pa.int64()), "label 300 in 3000 rows"),
+    (with_column("label", 2, pa.int64()), "label holds 2, wanted"),
+    (with_column("label", -1, pa.int64()), "label holds -1, wanted"),
+    (with_column("label", 300, pa.int64()), "label holds 300, wanted"),
     (with_column("label", 0, pa.int64()), "no clicked row"),
     (with_column("label", None, pa.int64()), "no clicked row"),
     (with_column("in_history", 1, pa.int64()), "in_history is int64, wanted a bool"),
@@ -263,6 +286,7 @@ def test_a_cut_before_everything(place: Path, tmp_path: Path, as_of: int) -> Non
         ({"as_of": 10_000}, ["no clicked row with 10000 <= timestamp"]),
         ({"until": AS_OF}, [f"until is {AS_OF}: wanted a time after T"]),
         ({"seed": -1}, ["seed is -1: wanted 0 or more"]),
+        ({"staleness": "S/2"}, ["staleness is 'S/2': wanted numbers of behaviours, 0 or more, such as 0,16,32"]),
         ({"device": "tpu"}, ["device 'tpu' is unknown: wanted auto, cpu"]),
         ({"bundle": "nowhere"}, ["nowhere is not a bundle: it has no config.json"]),
     ],
@@ -316,16 +340,16 @@ def test_data_of_another_kind_than_the_bundle(place: Path, bundle: Path, tmp_pat
         ("[model", "is not a readable TOML file"),
         ("\udcff", "is not a readable TOML file"),
         ("[training]\nepochs = 0", "training.epochs is 0: wanted more than 0"),
-        ("[training]\nepochs = 1.5", "training.epochs: Input should be a valid integer"),
+        ("[training]\nepochs = 1.5", "training.epochs is 1.5: wanted a whole number"),
         ("[training]\nlearning_rate = nan", "training.learning_rate is nan"),
         ("[training]\nvalidations_per_epoch = 0", "training.validations_per_epoch is 0"),
         ("[training]\nmax_positives = 0", "training.max_positives is 0"),
         ("[training]\nseed = -1", "training.seed is -1: wanted 0 or more"),
-        ("[training]\noptimizer = 'sgd'", "training.optimizer: Input should be 'adam' or 'adagrad'"),
-        ("[model]\nwidth = 'wide'", "width: Input should be a valid integer"),
+        ("[training]\noptimizer = 'sgd'", "training.optimizer is 'sgd': wanted 'adam' or 'adagrad'"),
+        ("[model]\nwidth = 'wide'", "width is 'wide': wanted a whole number"),
         ("[model]\nmlp = [0]", "mlp is (0,): wanted widths of at least 1"),
         ("[model]\nitem_cells = 100", "wanted a power of two"),
-        ("[model]\nitem_features = 'category'", "item_features: Input should be a valid tuple, found 'category'"),
+        ("[model]\nitem_features = 'category'", "item_features is 'category': wanted a list"),
         ("[model]\nitem_features = ['size']", "no item feature is called 'size' (found ['item_id', 'category'])"),
         ("[model]\nitem_features = ['category', 'category']", "wanted each name once"),
         ("[model]\ncontext_features = ['label']", "no context feature is called 'label'"),

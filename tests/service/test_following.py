@@ -167,6 +167,22 @@ def test_a_bundle_whose_scores_are_not_numbers_is_refused(int_bundles: Path, pla
         warm_up(bundle)
 
 
+def test_a_model_that_reads_the_whole_history_is_refused(
+    caches: tuple[Cache, Cache], serve: Serve, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    one, _ = caches
+    one.publish({USER: HISTORY}, "good")
+    client = serve(one, poll_seconds=0.02)
+    data = tiny_data(tmp_path_factory.mktemp("data"))
+    uncacheable = Cache(one.url, one.prefix, one.bundles_dir, tiny_bundle(one.bundles_dir, data, long_attention="sdim"))
+    uncacheable.redis = one.redis
+    uncacheable.publish(generation="second")
+    wait_for(lambda: client.get("/readyz").json()["degraded"] == ["publication_refused"])
+    assert served(client) == (one.bundle.model_id, "good", "cached")
+    with pytest.raises(StartupError, match=f"model {uncacheable.bundle.model_id} cannot be served: .* sdim reads"):
+        serve(one)
+
+
 def test_a_start_with_nothing_to_serve_says_what_to_do(
     caches: tuple[Cache, Cache], serve: Serve, tmp_path: Path
 ) -> None:

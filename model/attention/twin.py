@@ -1,0 +1,75 @@
+"""TWIN: one relevance for both stages, over the whole history to choose 100 rows, and over those to attend.
+
+    α_a = (K_h W_h^a)(e_t W_q^a)ᵀ / √d_h + K_c w_c^a          relevance of head a        (Eq. 6)
+    head_a = softmax(α_a) K W_v^a over the 100 chosen,  u = Concat(head_1, …, head_4) W_o  (Eq. 7 and 8)
+
+K_h is what a behaviour's item brings (its embedding), K_c what is between user and item (here the age), which enters α
+only as a bias; K = K_h ⊕ K_c. The 100 are chosen as in the paper's section 4.3: the heads' rankings are walked in turn,
+best first, until 100 different behaviours are collected. Both stages are the same weights, so the choice has no
+gradient of its own and needs none.
+
+Source: Chang et al., TWIN: TWo-stage Interest Network for Lifelong User Behavior Modeling in CTR Prediction at
+Kuaishou, KDD 2023 (arXiv 2302.02352).
+
+Letters: U users, K candidates, N rows of history, k rows chosen, A heads, d width, w = d + width of an age.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.attention.ages import AGE_WIDTH, Ages
+from model.attention.interface import Embedded, LongAttention
+from model.attention.multi_head import HeadOutput, HeadQueries, pool
+from model.attention.retrieval import Choice, gather_rows, ordering_keys
+
+
+class TwinAttention(LongAttention):
+    """The two stages that are twins."""
+
+    def __init__(self, width: int, length: int, retrieved: int, heads: int) -> None:
+        super().__init__()
+        self.retrieved = retrieved
+        self.ages = Ages(length)
+        self.queries = HeadQueries(width, width, heads)  # W_q and W_h
+        # w_c, with the paper's β in it: there is one cross feature.
+        self.bias = nn.Parameter(torch.randn(heads, AGE_WIDTH) / AGE_WIDTH)
+        self.output = HeadOutput(width, width + AGE_WIDTH, heads)
+
+    def forward(self, candidates: Embedded, history: Embedded) -> Tensor:
+        """Interest [U, K, d]."""
+        queries_UKAw, rows_UNw = self.relevance_queries(candidates), self.ages.beside(history.vectors)
+        with torch.no_grad():
+            relevance_UKAN = _products(queries_UKAw, rows_UNw)
+            chosen = take_turns(relevance_UKAN, history.present, self.retrieved)
+        rows_UKkw = gather_rows(rows_UNw, chosen.index_UKk)
+        interest_UKd: Tensor = self.output(pool(queries_UKAw, rows_UKkw, chosen.found_UKk))
+        return interest_UKd
+
+    def relevance_queries(self, candidates: Embedded) -> Tensor:
+        """[U, K, A, w] whose product with a row [e ⊕ e_age] is α: the bias of an age is the same for all candidates."""
+        inherent_UKAd: Tensor = self.queries(candidates.vectors)
+        bias = self.bias.expand(*inherent_UKAd.shape[:2], -1, -1)
+        return torch.cat([inherent_UKAd, bias], dim=-1)
+
+
+def _products(queries_UKAw: Tensor, rows_UNw: Tensor) -> Tensor:
+    """Product of every query with every row of its user, [U, K, A, N], as one GEMM per user."""
+    products = queries_UKAw.flatten(1, 2) @ rows_UNw.transpose(1, 2)
+    return products.view(*queries_UKAw.shape[:3], rows_UNw.shape[1])
+
+
+@torch.no_grad()
+def take_turns(relevance_UKAN: Tensor, present_UN: Tensor, count: int) -> Choice:
+    """`count` rows that are present: each head's best, then each head's second best, and so on, a row counting once."""
+    heads, rows = relevance_UKAN.shape[-2:]
+    count, present_U1N = min(count, rows), present_UN.unsqueeze(1)
+    never = heads * count
+    first_turn_UKN = torch.full_like(relevance_UKAN[:, :, 0], never, dtype=torch.int64)
+    rounds_k = torch.arange(count, device=relevance_UKAN.device) * heads
+    for head, relevance_UKN in enumerate(relevance_UKAN.unbind(dim=2)):  # a head at a time: less memory, and faster
+        # No ranking is walked past its first `count` rows.
+        best_UKk = ordering_keys(relevance_UKN, present_U1N).topk(count, dim=-1).indices
+        first_turn_UKN.scatter_reduce_(-1, best_UKk, (rounds_k + head).expand_as(best_UKk), "amin")
+    first_turn_UKN.masked_fill_(~present_U1N, never)
+    chosen = first_turn_UKN.topk(count, dim=-1, largest=False, sorted=False)
+    return Choice(chosen.indices, chosen.values < never)

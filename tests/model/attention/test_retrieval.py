@@ -1,0 +1,49 @@
+"""The top-k that SIM, ETA and TWIN share."""
+
+import pytest
+import torch
+
+from model.attention.retrieval import choose_best, gather_rows, ordering_keys
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_the_best_eligible_rows_are_chosen_however_small_their_scores(count: int) -> None:
+    scores = torch.tensor([[[-5.0, 9.0, -1e30, -2.0, 7.0, -3.0]]])
+    eligible = torch.tensor([[[True, False, True, True, False, True]]])
+    chosen = choose_best(scores, eligible, count)
+    found = chosen.index_UKk[chosen.found_UKk].tolist()
+    assert sorted(found) == sorted([3, 5, 0, 2][:count])
+    assert chosen.index_UKk.shape[-1] == min(count, 6)
+
+
+def test_of_equal_rows_the_newer_are_chosen() -> None:
+    scores = torch.tensor([[[1.0, 2.0, 1.0, 1.0, 2.0, 1.0, 1.0]]])
+    for padding in range(4):  # whatever stands behind them
+        padded = torch.cat([scores, torch.full((1, 1, padding), 1.0)], dim=-1)
+        eligible = torch.arange(7 + padding).view(1, 1, -1) < 7
+        assert sorted(choose_best(padded, eligible, 4).index_UKk.flatten().tolist()) == [0, 1, 2, 4]
+
+
+def test_keys_are_ordered_as_the_scores_are() -> None:
+    values = [-torch.inf, -3e38, -1.0, -1e-45, 0.0, 1e-45, 1e-6, 1.0, 1.0000001, 3e38, torch.inf]
+    keys = ordering_keys(torch.tensor(values), torch.ones(len(values)).bool()).tolist()
+    assert keys == sorted(keys)
+    zeros = ordering_keys(torch.tensor([-0.0, 0.0, -0.0]), torch.ones(3).bool()).tolist()
+    assert zeros == sorted(zeros, reverse=True)
+    assert zeros[0] - zeros[2] == 2
+
+
+def test_no_rows_or_no_eligible_rows_are_no_choice() -> None:
+    assert choose_best(torch.zeros(2, 3, 0), torch.zeros(2, 1, 0).bool(), 5).index_UKk.shape == (2, 3, 0)
+    assert not choose_best(torch.ones(2, 3, 4), torch.zeros(2, 1, 4).bool(), 2).found_UKk.any()
+
+
+def test_rows_are_gathered_from_their_own_user_and_gradients_add_up() -> None:
+    rows = torch.arange(12.0).view(2, 3, 2).requires_grad_()
+    index = torch.tensor([[[0, 2], [0, 0]], [[1, 1], [2, 0]]])
+    gathered = gather_rows(rows, index)
+    for user, candidate, place in ((0, 0, 1), (0, 1, 1), (1, 0, 0), (1, 1, 0)):
+        assert torch.equal(gathered[user, candidate, place], rows[user, index[user, candidate, place]])
+    torch.autograd.backward(gathered.sum())
+    assert rows.grad is not None
+    assert rows.grad[..., 0].tolist() == [[3, 0, 1], [1, 2, 1]]
