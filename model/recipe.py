@@ -33,7 +33,7 @@ class TrainingConfig:
     patience: int = 0  # validations in a row without a better AUC after which training stops; 0: it never does
     penalty_weight: float = 0.3  # λ of Eq. 10, in the paper's form
     penalty_reduction: Literal["mean", "sum"] = "mean"  # over the entries of W_decomp; the sum is as printed
-    absorption_tolerance: float = 0.01  # export refuses a larger mean |Δlogit| between trained and served form
+    absorption_tolerance: float = 0.001  # export refuses a larger mean |Δlogit| between trained and served form
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """TWIN: one relevance for both stages, over the whole history to choose 100 rows, and over those to attend.
 
     α_a = (K_h W_h^a)(e_t W_q^a)ᵀ / √d_h + K_c w_c^a          relevance of head a        (Eq. 6)
-    head_a = softmax(α_a) K W_v^a over the 100 chosen,  u = Concat(head_1, …, head_4) W_o  (Eq. 7 and 8)
+    head_a = softmax(α_a) K W_v^a over the 100 chosen,  u = Concat(head_1, …, head_4) W_o
 
 K_h is what a behaviour's item brings (its embedding), K_c what is between user and item (here the age), which enters α
 only as a bias; K = K_h ⊕ K_c. The 100 are chosen as in the paper's section 4.3: the heads' rankings are walked in turn,

@@ -18,9 +18,9 @@ from model.vocabulary import FIRST_KNOWN, Vocabulary
 
 CALIBRATION_BATCHES = 32
 # Weights mean the same in two models only where these options agree.
-_OF_LONG = ("long_attention", "form", "din_softmax", "heads")
+_OF_LONG = ("long_attention", "form", "blocks", "din_softmax", "heads")
 _OF_MLP = (
-    "short_attention", "long_attention", "match", "item_features", "user_features", "context_features",
+    "short_attention", "long_attention", "blocks", "match", "item_features", "user_features", "context_features",
     "feature_width", "mlp",
 )  # fmt: skip
 

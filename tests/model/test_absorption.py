@@ -63,7 +63,7 @@ def test_the_paper_s_form_is_refused_with_the_reason(tmp_path: Path, data: Path)
     with pytest.raises(AbsorptionError) as refused:
         tiny_bundle(tmp_path / "out", data, form="paper")
     message = str(refused.value)
-    for part in ("wanted at most 0.01", "ΔAUC", "with φ after W_decomp has mixed the slots", 'form = "absorbed"'):
+    for part in ("wanted at most 0.001", "ΔAUC", "with φ after W_decomp has mixed the slots", 'form = "absorbed"'):
         assert part in message
     assert not (tmp_path / "out").exists()
 

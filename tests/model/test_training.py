@@ -149,7 +149,7 @@ def test_validation_is_later_than_training(data: Path) -> None:
 def test_the_paper_s_form_is_refused_at_the_default_tolerance_and_nothing_is_written(
     tmp_path: Path, data: Path
 ) -> None:
-    with pytest.raises(AbsorptionError, match=r"mean \|Δlogit\| .* wanted at most 0.01"):
+    with pytest.raises(AbsorptionError, match=r"mean \|Δlogit\| .* wanted at most 0.001"):
         tiny_bundle(tmp_path / "out", data, form="paper")
     assert not (tmp_path / "out").exists()
 
