@@ -57,7 +57,7 @@ def train_command(
     data: DataDir,
     out: Annotated[Path, typer.Option("--out", help="folder of bundles; OUT/{model_id} is written")],
     as_of: Annotated[int | None, typer.Option(help="train on rows before this timestamp only")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with [model] and [training]")] = None,
+    config: Annotated[Path | None, typer.Option(help="recipe: a TOML file of tables model and training")] = None,
     method: Annotated[str, typer.Option(help=f"one of {', '.join(METHODS)}")] = DEFAULT_METHOD,
     seed: Annotated[int | None, typer.Option(help="of weights, order and negatives")] = None,
     learning_rates: Annotated[
@@ -144,7 +144,9 @@ def compare_command(
     ranks: Annotated[str | None, typer.Option(metavar="R,…", help="LREA with and without match features")] = None,
     lambdas: Annotated[str | None, typer.Option(metavar="λ,…", help="the paper's form with these penalties")] = None,
     grid: Annotated[str | None, typer.Option(metavar="RATE,…", help="choose each model's learning rate")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with [model], [training] and [models.NAME]")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="recipe: a TOML file of tables model, training and models.NAME")
+    ] = None,
     reference: Annotated[str | None, typer.Option(help="model that the others are set against")] = None,
     negatives: Annotated[int, typer.Option(min=1, help="per positive, where the log has no labels")] = 4,
     workers: Annotated[int | None, typer.Option(help="runs at a time; default: one per core, on CUDA one")] = None,

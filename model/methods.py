@@ -12,6 +12,7 @@ _AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "item_only": {"long_attention": "none", "short_attention": False},
     "din_short": {"long_attention": "none"},
     "din_long": {"long_attention": "din"},
+    "din_long_softmax": {"long_attention": "din", "din_softmax": True},
     "sim": {"long_attention": "sim-hard"},
     "sim_soft": {"long_attention": "sim-soft"},
     "eta": {"long_attention": "eta"},

@@ -18,7 +18,7 @@ HASHED = ("eta", "sdim")
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("din_long", {"din_softmax": True}),
+        ("din_long_softmax", {}),
         ("sim", {}),
         ("sim_soft", {"retrieved": 5, "heads": 2}),
         ("eta", {}),

@@ -11,7 +11,19 @@ from model.evaluate import EvaluationConfig
 from model.methods import METHODS
 from model.recipe import Recipe, TrainingConfig
 
-PUBLISHED = ["item_only", "din_short", "din_long", "sim", "sim_soft", "eta", "sdim", "twin", "lrea", "lrea_paper"]
+PUBLISHED = [
+    "item_only",
+    "din_short",
+    "din_long",
+    "din_long_softmax",
+    "sim",
+    "sim_soft",
+    "eta",
+    "sdim",
+    "twin",
+    "lrea",
+    "lrea_paper",
+]
 
 
 def setting(*, features: tuple[str, ...] = ("category",), **changes: Any) -> Setting:
