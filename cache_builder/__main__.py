@@ -27,10 +27,10 @@ from cache_builder.errors import BuilderError, InputError
 from cache_builder.status import read_status
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
-from model.behaviours import read_log
 from model.bundle import load_bundle
 from model.cache_format import PRECISIONS, Precision, check_prefix
 from model.device import choose_device
+from model.log.behaviours import read_log
 from model.progress import Reporter, stderr_reporter
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130

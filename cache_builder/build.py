@@ -24,7 +24,6 @@ from cache_builder.removal import retire, sweep, withdraw
 from cache_builder.store import Store
 from cache_builder.verify import check_written
 from cache_builder.writer import Writer
-from model.behaviours import InteractionLog
 from model.bundle import Bundle
 from model.cache_format import (
     FORMAT_VERSION,
@@ -38,8 +37,9 @@ from model.cache_format import (
     manifest_key,
     new_generation,
 )
+from model.log.behaviours import InteractionLog
+from model.log.user_batches import UserBatch, count_users, iterate_users
 from model.progress import Reporter
-from model.user_batches import UserBatch, count_users, iterate_users
 
 
 @dataclass(frozen=True)

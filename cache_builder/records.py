@@ -7,7 +7,7 @@ import torch
 
 from model.bundle import Bundle
 from model.cache_format import Published, UserRecord
-from model.user_batches import UserBatch
+from model.log.user_batches import UserBatch
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from cache_builder.ledger import Ledger, digest
 from cache_builder.publish import read_active, read_manifest
 from cache_builder.records import make_records
 from cache_builder.store import Store
-from model.behaviours import InteractionLog
 from model.bundle import Bundle
 from model.cache_format import (
     Manifest,
@@ -28,8 +27,9 @@ from model.cache_format import (
     record_key,
 )
 from model.identifiers import Id
+from model.log.behaviours import InteractionLog
+from model.log.user_batches import count_users, iterate_users
 from model.progress import Reporter
-from model.user_batches import count_users, iterate_users
 
 READ_USERS = 256  # per round trip; at 10 kB a record, 2.5 MB
 

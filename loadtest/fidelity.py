@@ -23,12 +23,12 @@ import typer
 
 from loadtest.client import ScoringClient, ServiceError, logits_of
 from loadtest.population import Deck
-from model.behaviours import read_log
 from model.bundle import Bundle, load_bundle
 from model.cache_format import Manifest, decode, manifest_key, record_key
 from model.identifiers import Id
+from model.log.behaviours import read_log
+from model.log.user_batches import UserBatch, iterate_users
 from model.ranker import ScoringInput, UserState
-from model.user_batches import UserBatch, iterate_users
 
 SAME_RECORD_TOLERANCE = 1e-4
 # Storing a pair in fewer bits costs this much on the logit at the most (design: decision 5).

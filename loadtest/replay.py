@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import typer
 
 from loadtest.client import ScoringClient, ServiceError, logits_of
-from model.metrics import auc, gauc
+from model.evaluation.metrics import auc, gauc
 from model.progress import stderr_reporter
 
 TOLERANCE = 7e-2  # on the logit: int8, the coarsest storage of a pair (docs/model.md)

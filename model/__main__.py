@@ -20,20 +20,20 @@ import orjson
 import typer
 
 from model.allocator import keep_freed_memory
-from model.behaviours import read_log
 from model.bundle import load_bundle
 from model.comparison.compare import compare
 from model.comparison.options import MAX_POSITIVES, Comparison, read_list
 from model.datasets.prepare import Dataset, prepare
 from model.device import choose_device
-from model.evaluate import EvaluationConfig, Judge, Protocol
+from model.evaluation.evaluate import EvaluationConfig, Judge, Protocol
+from model.evaluation.staleness import read_staleness
+from model.log.behaviours import read_log
 from model.methods import DEFAULT_METHOD, METHODS, method_options
 from model.progress import SilentReporter, stderr_reporter, training_progress
 from model.recipe import Recipe, read_recipe
-from model.staleness import read_staleness
-from model.train import train
 from model.training.checkpoint import CheckpointPlan
 from model.training.distributed import joined, own_device, workers_of
+from model.training.train import train
 
 app = typer.Typer(help="Train and evaluate rankers.", add_completion=False, pretty_exceptions_enable=False)
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 
 from model.attention.lrea import LreaAttention
-from model.behaviours import Int64s, InteractionLog
-from model.encoding import EncodedLog
+from model.log.behaviours import Int64s, InteractionLog
+from model.log.encoding import EncodedLog
 from model.ranker import Ranker
 from model.vocabulary import FIRST_KNOWN
 

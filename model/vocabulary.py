@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from model.column_hashes import hash_integers, hash_texts, texts_of
 from model.identifiers import NULL_HASH, Id, IdKind, canonical_bytes, match_hashes
+from model.log.column_hashes import hash_integers, hash_texts, texts_of
 
 MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
 Bools = npt.NDArray[np.bool_]

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.behaviours import InteractionLog, read_log
-from model.histories import Histories
+from model.log.behaviours import InteractionLog, read_log
+from model.log.histories import Histories
+from model.log.samples import add_negatives, limit_candidates, newest_requests, popularity_pool
 from model.recipe import TrainingConfig
-from model.samples import add_negatives, limit_candidates, newest_requests, popularity_pool
 
 LONG_LENGTH, SHORT_LENGTH = 512, 32
 GROUP_ROWS = 1_000_000

@@ -28,16 +28,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from model.behaviours import Bools, Int64s, InteractionLog, read_log
-from model.columns import fit_columns
 from model.config import RankerConfig
-from model.encoding import encode_log
-from model.evaluate import EvaluationConfig, requests_after
-from model.histories import Histories
+from model.evaluation.evaluate import EvaluationConfig, requests_after
+from model.evaluation.metrics import auc
 from model.identifiers import NULL_HASH
+from model.log.behaviours import Bools, Int64s, InteractionLog, read_log
+from model.log.columns import fit_columns
+from model.log.encoding import encode_log
+from model.log.histories import Histories
+from model.log.samples import Requests
 from model.match_sketch import COUNT_STEPS, check_cells
-from model.metrics import auc
-from model.samples import Requests
 
 REQUESTS_AT_ONCE = 64
 SHORT_LENGTH = 32  # rows of the short window, which the sketch leaves out

@@ -24,11 +24,11 @@ from loadtest import fidelity
 from loadtest.client import ScoringClient, logits_of
 from loadtest.replay import main as main_of_replay
 from loadtest.replay import replay
-from model.behaviours import InteractionLog, read_log
 from model.bundle import Bundle
 from model.cache_format import Precision, decode, generation_prefix, record_key
-from model.evaluate import EvaluationConfig, evaluate
+from model.evaluation.evaluate import EvaluationConfig, evaluate
 from model.identifiers import Id, IdKind
+from model.log.behaviours import InteractionLog, read_log
 from model.progress import LineReporter
 from model.ranker import ScoringInput
 from tests.service.serving import running_service

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.behaviours import read_log
+from model.log.behaviours import read_log
 from model.match_sketch import build_sketch, read_sketch
 from scripts.measure_sketch import LAYOUTS, Column, Figures, Measurement, Reading, Rows, averaged, main
 from tests.tiny import AS_OF, tiny_data

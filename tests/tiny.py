@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from model.behaviours import read_log
 from model.bundle import Bundle, load_bundle
 from model.identifiers import Id, IdKind
+from model.log.behaviours import read_log
 from model.recipe import Recipe, TrainingConfig
-from model.train import train
+from model.training.train import train
 
 USERS, ITEMS, ROWS = 30, 120, 3000
 AS_OF = 9_000  # rows have timestamps 0 to 9,999

@@ -9,7 +9,7 @@ with s the pair scorer of `scorer.py`. The two are equal when W_decomp's columns
 on the mixed slots in one and on each slot in the other. `absorbed` therefore trains what is served, with W_decomp's
 columns a softmax over slots; `hard` makes them one-hot, so that Eq. 5 and Eq. 9 are one function; `paper` trains Eq. 5
 with the penalty of Eq. 10 (read here as: W_decomp is pushed towards non-negative entries) and is served by Eq. 9;
-`model.absorption` measures the difference.
+`model.evaluation.absorption` measures the difference.
 
 How rows become slots is the arrangement's matter: `learned_slots.py` (W_comp and W_decomp over positions) or
 `block_slots.py` (equal blocks of the rows present). Position 0 is the newest behaviour.

@@ -1,7 +1,7 @@
 """The contract between the cache's builder and the service: keys, user records, manifest and active pointer.
 
 Bytes and strings only: nothing here knows the store, the model or the network. docs/record-format.md is the
-specification; tests/model/test_cache_format_golden.py pins it.
+specification; tests/model/cache_format/test_golden.py pins it.
 """
 
 from model.cache_format.errors import ManifestError, Reason, RecordError

@@ -9,7 +9,6 @@ from pathlib import Path
 import orjson
 import torch
 
-from model.behaviours import InteractionLog, read_log
 from model.comparison.campaign import Campaign
 from model.comparison.judged import Judged, judged_requests, late_cut
 from model.comparison.ledger import Finished, Ledger, load_logits
@@ -20,11 +19,12 @@ from model.comparison.results import Entry, Results, describe, describe_rates
 from model.comparison.runner import Bench, unfinished_removed
 from model.comparison.tables import render
 from model.comparison.workers import InProcess, Processes, Workers
-from model.evaluate import EvaluationConfig
-from model.learning_rate import RateChoice, choose_learning_rate
+from model.evaluation.evaluate import EvaluationConfig
+from model.log.behaviours import InteractionLog, read_log
 from model.methods import DEFAULT_METHOD
 from model.progress import Reporter
 from model.recipe import Recipe
+from model.training.learning_rate import RateChoice, choose_learning_rate
 
 
 class ComparisonError(ValueError):

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.behaviours import NO_LABEL, Bools, Int64s, InteractionLog
-from model.columns import fit_columns
 from model.config import RankerConfig
-from model.encoding import encode_log
-from model.evaluate import EvaluationConfig, requests_after
-from model.histories import Histories
+from model.evaluation.evaluate import EvaluationConfig, requests_after
+from model.evaluation.slices import is_new_item
+from model.log.behaviours import NO_LABEL, Bools, Int64s, InteractionLog
+from model.log.columns import fit_columns
+from model.log.encoding import encode_log
+from model.log.histories import Histories
+from model.log.samples import Requests
 from model.recipe import Recipe
-from model.samples import Requests
-from model.slices import is_new_item
 
 LATE_SHARE = 0.1
 

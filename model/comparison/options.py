@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from model.learning_rate import check_learning_rates
+from model.training.learning_rate import check_learning_rates
 
 Value = TypeVar("Value")
 # Of a training, where the recipe does not say: with all methods and seeds, hours are minutes.

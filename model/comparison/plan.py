@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from model.config import RankerConfig, read_config
-from model.evaluate import EvaluationConfig
+from model.evaluation.evaluate import EvaluationConfig
 from model.methods import DEFAULT_METHOD, MATCH_SUFFIX, METHODS, method_options
 from model.recipe import Recipe, TrainingConfig
 

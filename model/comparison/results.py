@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from model.bootstrap import Interval, paired_interval
 from model.comparison.judged import Judged
 from model.comparison.ledger import Finished, Logits
 from model.comparison.plan import Contender
-from model.learning_rate import RateChoice
-from model.metrics import auc, gauc
-from model.slices import by_history
+from model.evaluation.bootstrap import Interval, paired_interval
+from model.evaluation.metrics import auc, gauc
+from model.evaluation.slices import by_history
+from model.training.learning_rate import RateChoice
 
 # Metric of the differences -> the logits it is of, and whether it is of new items only.
 _Difference = tuple[Literal["auc", "gauc"], str, bool]

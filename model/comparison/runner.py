@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from model.behaviours import InteractionLog
 from model.bundle import Bundle, load_bundle
 from model.comparison.ledger import Finished, save_logits
 from model.comparison.plan import Run
 from model.comparison.storage import bytes_per_user
-from model.evaluate import EvaluationConfig, Judge, Judgement
-from model.train import train
+from model.evaluation.evaluate import EvaluationConfig, Judge, Judgement
+from model.log.behaviours import InteractionLog
+from model.training.train import train
 
 
 @dataclass(frozen=True)

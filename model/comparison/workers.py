@@ -19,11 +19,11 @@ from typing import Protocol
 import torch
 
 from model.allocator import keep_freed_memory
-from model.behaviours import read_log
 from model.comparison.ledger import Finished
 from model.comparison.plan import Run
 from model.comparison.runner import Bench
-from model.evaluate import EvaluationConfig
+from model.evaluation.evaluate import EvaluationConfig
+from model.log.behaviours import read_log
 from model.training.validation import DivergedError
 
 

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.log.samples import Requests
 from model.ranker import Ranker
-from model.samples import Requests
 
 
 @dataclass(frozen=True)

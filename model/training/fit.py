@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.attention.lrea import LreaAttention
-from model.batches import BatchSource
+from model.log.batches import BatchSource
+from model.log.samples import Requests
 from model.ranker import Output, Ranker
 from model.recipe import TrainingConfig
-from model.samples import Requests
 from model.training.checkpoint import CheckpointError, CheckpointFile, Saved
 from model.training.distributed import ALONE, Workers
 from model.training.split import Split, batches_from, steps_per_epoch

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model.batches import BatchSource
-from model.behaviours import InteractionLog
 from model.bundle import sizes_of
 from model.catalogue import Catalogue, FeatureSpec
-from model.columns import fit_columns
 from model.config import RankerConfig
 from model.content_order import order_content
-from model.encoding import encode_log
-from model.histories import Histories
+from model.log.batches import BatchSource
+from model.log.behaviours import InteractionLog
+from model.log.columns import fit_columns
+from model.log.encoding import encode_log
+from model.log.histories import Histories
 from model.ranker import Ranker
 from model.recipe import Recipe
 from model.training.split import Split, split_by_time

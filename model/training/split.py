@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.behaviours import DataError, Int32s, InteractionLog
-from model.recipe import TrainingConfig
-from model.samples import (
+from model.log.behaviours import DataError, Int32s, InteractionLog
+from model.log.samples import (
     ContextCodes,
     Requests,
     add_negatives,
@@ -16,6 +15,7 @@ from model.samples import (
     only_known_items,
     popularity_pool,
 )
+from model.recipe import TrainingConfig
 
 
 @dataclass(frozen=True)

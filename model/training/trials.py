@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from model.bundle import Bundle
-from model.learning_rate import RateChoice, choose_learning_rate
 from model.ranker import Ranker
 from model.recipe import TrainingConfig
 from model.training.checkpoint import CheckpointFile, CheckpointPlan, Saved
 from model.training.distributed import Workers
 from model.training.fit import Fitting, Progress, State
+from model.training.learning_rate import RateChoice, choose_learning_rate
 from model.training.material import Material
 from model.training.split import batches_from
 from model.training.validation import DivergedError

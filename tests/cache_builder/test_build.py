@@ -26,7 +26,6 @@ from cache_builder.publish import read_active, read_manifest, read_unpublished
 from cache_builder.removal import sweep
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
-from model.behaviours import DataError, read_log
 from model.cache_format import (
     PRECISIONS,
     ActivePointer,
@@ -45,6 +44,7 @@ from model.cache_format import (
     user_from_key,
 )
 from model.identifiers import Id, IdKind
+from model.log.behaviours import DataError, read_log
 from tests.cache_builder.conftest import Meddler, World, administrate
 from tests.cache_builder.proxy import proxy
 from tests.tiny import AS_OF, tiny_bundle, tiny_data

@@ -18,11 +18,11 @@ from typer.testing import CliRunner, Result
 from cache_builder.build import BuildOptions, build
 from cache_builder.store import Store
 from loadtest import fidelity, replay
-from model.behaviours import read_log
 from model.bundle import Bundle
 from model.cache_format import active_key, decode, encode, record_key
-from model.evaluate import EvaluationConfig, evaluate
+from model.evaluation.evaluate import EvaluationConfig, evaluate
 from model.identifiers import Id
+from model.log.behaviours import read_log
 from model.progress import LineReporter
 from tests.service.serving import running_service
 from tests.tiny import AS_OF, ITEMS, USERS, tiny_bundle, tiny_data, user_id

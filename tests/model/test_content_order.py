@@ -10,11 +10,11 @@ import torch
 
 from model.attention.block_slots import BlockSlots
 from model.attention.lrea import LreaAttention
-from model.behaviours import read_log
 from model.bundle import sizes_of
-from model.columns import fit_columns
 from model.content_order import Float32s, category_order, order_content
-from model.encoding import encode_log
+from model.log.behaviours import read_log
+from model.log.columns import fit_columns
+from model.log.encoding import encode_log
 from model.ranker import Ranker
 from tests.tiny import MODEL, tiny_bundle, tiny_data
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from model import __main__ as commands
 from model.bundle import load_bundle
-from model.metrics import auc
+from model.evaluation.metrics import auc
 from tests.model.datasets.published import Event, write_movielens_csv
 from tests.tiny import AS_OF, tiny_data
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.catalogue import Catalogue, FeatureSpec
-from model.column_hashes import hash_integers
-from model.column_vocabulary import encode_column, vocabulary_of
 from model.identifiers import INT64_MAX, INT64_MIN, Id, IdKind, canonical_bytes, match_hash
+from model.log.column_hashes import hash_integers
+from model.log.column_vocabulary import encode_column, vocabulary_of
 from model.vocabulary import FIRST_KNOWN, MISSING, UNKNOWN, Vocabulary
 
 ints = st.integers(INT64_MIN, INT64_MAX)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.behaviours import read_log
 from model.bundle import load_bundle
-from model.evaluate import EvaluationConfig, evaluate
+from model.evaluation.evaluate import EvaluationConfig, evaluate
+from model.log.behaviours import read_log
 from model.methods import method_options
 from tests.tiny import AS_OF, tiny_bundle
 

@@ -15,16 +15,16 @@ import torch
 from typer.testing import CliRunner, Result
 
 from model.__main__ import app
-from model.behaviours import read_log
-from model.bootstrap import paired_interval
 from model.bundle import load_bundle
 from model.comparison.compare import ComparisonError, compare
 from model.comparison.judged import judged_requests, late_cut
 from model.comparison.ledger import load_logits
 from model.comparison.options import Comparison
 from model.comparison.results import Results
-from model.evaluate import EvaluationConfig
-from model.metrics import auc, gauc
+from model.evaluation.bootstrap import paired_interval
+from model.evaluation.evaluate import EvaluationConfig
+from model.evaluation.metrics import auc, gauc
+from model.log.behaviours import read_log
 from model.recipe import Recipe, TrainingConfig
 from tests.tiny import AS_OF, MODEL, tiny_data
 

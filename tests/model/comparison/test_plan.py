@@ -7,7 +7,7 @@ import pytest
 
 from model.comparison.plan import NO_GATE, Setting, choose_contenders
 from model.config import RankerConfig
-from model.evaluate import EvaluationConfig
+from model.evaluation.evaluate import EvaluationConfig
 from model.methods import METHODS
 from model.recipe import Recipe, TrainingConfig
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from model.behaviours import read_log
 from model.comparison.judged import judged_requests
 from model.comparison.ledger import Finished, Ledger, logits_path
 from model.comparison.plan import Setting, choose_contenders
 from model.comparison.workers import Failure, Processes
-from model.evaluate import EvaluationConfig
+from model.evaluation.evaluate import EvaluationConfig
+from model.log.behaviours import read_log
 from model.recipe import Recipe, TrainingConfig
 from tests.tiny import AS_OF, MODEL
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from model.batches import BatchSource
-from model.behaviours import InteractionLog, read_log
 from model.catalogue import Items
 from model.config import RankerConfig
-from model.encoding import EncodedLog
-from model.histories import Histories
-from model.samples import Requests, collect_requests
+from model.log.batches import BatchSource
+from model.log.behaviours import InteractionLog, read_log
+from model.log.encoding import EncodedLog
+from model.log.histories import Histories
+from model.log.samples import Requests, collect_requests
 
 LONG, SHORT = 512, 32
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from model.__main__ import app
-from model.behaviours import read_log
+from model.log.behaviours import read_log
 from tests.model.datasets import published
 from tests.model.datasets.published import Earlier, Event, part_time
 
