@@ -2,6 +2,7 @@
 
     python -m cache_builder build  --bundle DIR --data DIR --store URL [--as-of T]
     python -m cache_builder verify --bundle DIR --data DIR --store URL
+    python -m cache_builder rollback --store URL [--generation G]
     python -m cache_builder status --store URL
     python -m cache_builder store  --dir DIR --port P
 
@@ -24,6 +25,7 @@ import typer
 from cache_builder.build import BuildOptions, build
 from cache_builder.embedded import open_store, serve_folder
 from cache_builder.errors import BuilderError, InputError
+from cache_builder.rollback import roll_back
 from cache_builder.status import read_status
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
@@ -84,16 +86,29 @@ def verify_command(
     with _outcome() as reporter:
         prefix = check_prefix(key_prefix)
         model, log = load_bundle(bundle, choose_device(device)), read_log(data)
-        with open_store(store) as opened:
+        with open_store(store, create=False) as opened:
             manifest = read_published(opened, prefix, model.model_id, as_of)
             users = check_against_data(opened, prefix, model, log, manifest, batch_users, reporter)
     _print_json({"model_id": model.model_id, "generation": manifest.generation, "users": users, "verified": True})
 
 
+@app.command("rollback")
+def rollback_command(
+    store: StoreUrl = DEFAULT_STORE,
+    generation: Annotated[str | None, typer.Option(help="current or previous; default: the one before")] = None,
+    count: Annotated[bool, typer.Option(help="first look whether all its records are there")] = True,
+    key_prefix: KeyPrefix = "lrea",
+) -> None:
+    """Publish the generation before the current one again; nothing is deleted."""
+    with _outcome() as reporter, open_store(store, create=False) as opened:
+        pointer = roll_back(opened, check_prefix(key_prefix), generation, count, reporter)
+    _print_json(orjson.loads(pointer.to_json()))
+
+
 @app.command("status")
 def status_command(store: StoreUrl = DEFAULT_STORE, key_prefix: KeyPrefix = "lrea") -> None:
     """What is published, what it holds, and who is building."""
-    with _outcome() as reporter, open_store(store) as opened:
+    with _outcome() as reporter, open_store(store, create=False) as opened:
         found = read_status(opened, check_prefix(key_prefix))
         for line in found.lines():
             reporter.note(line)

@@ -22,13 +22,19 @@ _LOCK_FILE = "in-use-by"
 
 
 @contextmanager
-def open_store(url: str) -> Iterator[Store]:
+def open_store(url: str, *, create: bool = True) -> Iterator[Store]:
     """The store at `url`: redis://, rediss://, unix://, or embedded:FOLDER, which runs for as long as this context.
 
-    Raises StoreError if it does not answer, or if the folder's data could not be saved at the end.
+    create: make the folder where there is none. Raises StoreError if the store does not answer, if there is no folder
+    and none is to be made, or if the folder's data could not be saved at the end.
     """
     if url.startswith(SCHEME):
-        with serve_folder(Path(url.removeprefix(SCHEME))) as url, Store(url) as store:
+        folder = Path(url.removeprefix(SCHEME))
+        if not create and not folder.is_dir():
+            raise StoreError(
+                f"{folder.resolve()} is not a folder: give the one that a build has made, or a redis:// URL"
+            )
+        with serve_folder(folder) as url, Store(url) as store:
             yield store
         return
     with Store(url) as store:

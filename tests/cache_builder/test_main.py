@@ -100,6 +100,29 @@ def test_status_shows_what_was_current_before_and_that_a_manifest_is_missing(
     assert lines[1].endswith("its manifest is missing, build again")
 
 
+def test_rollback_publishes_the_generation_before(world: World, store_url: str, key_prefix: str) -> None:
+    old, bad = (last_line(run("build", *build_arguments(world, store_url, key_prefix))) for _ in range(2))
+    where = ["--store", store_url, "--key-prefix", key_prefix]
+    found = run("rollback", *where, "--generation", old["generation"])
+    assert found.exit_code == 0, found.stderr
+    assert f"count: {old['users']} of {old['users']} users" in found.stderr
+    assert last_line(found)["current"]["generation"] == old["generation"]
+    assert last_line(found)["previous"]["generation"] == bad["generation"]
+    assert last_line(found)["epoch"] == 3
+    assert last_line(run("status", *where))["active"] == last_line(found)
+
+
+@pytest.mark.parametrize("command", ["status", "rollback"])
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, command: str) -> None:
+    failed = run(command, "--store", f"embedded:{tmp_path / 'typo'}")
+    assert failed.exit_code == 1
+    assert (
+        failed.stderr
+        == f"error: {tmp_path / 'typo'} is not a folder: give the one that a build has made, or a redis:// URL\n"
+    )
+    assert not (tmp_path / "typo").exists()
+
+
 def test_an_embedded_store_needs_no_server(world: World, tmp_path: Path, key_prefix: str) -> None:
     arguments = build_arguments(world, f"embedded:{tmp_path / 'store'}", key_prefix)
     summary = last_line(run("build", *arguments))
