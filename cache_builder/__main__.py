@@ -25,6 +25,7 @@ import typer
 from cache_builder.build import BuildOptions, build
 from cache_builder.embedded import open_store, serve_folder
 from cache_builder.errors import BuilderError, InputError
+from cache_builder.gate import GateOptions
 from cache_builder.rollback import roll_back
 from cache_builder.status import read_status
 from cache_builder.store import Store
@@ -60,12 +61,16 @@ def build_command(
     as_of: AsOf = None,
     precision: Annotated[str, typer.Option(help=f"of the pair: {', '.join(PRECISIONS)}")] = "float16",
     batch_users: BatchUsers = 256,
+    min_coverage: Annotated[float, typer.Option(min=0, help="users, as a part of the published generation's")] = 0.9,
+    max_memory: Annotated[float, typer.Option(min=0, help="of the store's maxmemory, with all records in it")] = 0.95,
+    max_norm_drift: Annotated[float, typer.Option(min=0, help="of the pairs' mean norm, same users and model")] = 0.5,
     key_prefix: KeyPrefix = "lrea",
     device: Device = "auto",
 ) -> None:
     """Write a new generation, verify it, and only then publish it."""
     with _outcome() as reporter:
-        options = BuildOptions(check_prefix(key_prefix), as_of, _precision(precision), batch_users)
+        gate = GateOptions(min_coverage, max_memory, max_norm_drift)
+        options = BuildOptions(check_prefix(key_prefix), as_of, _precision(precision), batch_users, gate=gate)
         model, log = load_bundle(bundle, choose_device(device)), read_log(data)
         with open_store(store) as opened:
             summary = build(model, log, opened, options, reporter)

@@ -1,7 +1,7 @@
 """The job: a bundle and a data folder become a generation in the store, published only when it is whole.
 
-    check what goes in → lock → delete leftovers → write records and manifest → read everything back → flip the pointer
-    → let what fell out of it expire → unlock
+    check what goes in → lock → delete leftovers → write records and manifest → read everything back → gate (gate.py)
+    → flip the pointer → let what fell out of it expire → unlock
 
 Whatever fails, Ctrl-C included, the pointer is untouched and the generation is deleted. Where the store cannot be
 reached for that, or the builder itself is killed, the next build deletes it.
@@ -10,15 +10,23 @@ reached for that, or the builder itself is killed, the next build deletes it.
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 from cache_builder.errors import BuilderError, InputError, LockHeldError, StoreError, VerifyError
+from cache_builder.gate import (
+    GateOptions,
+    Measured,
+    check_coverage,
+    check_eviction,
+    check_memory,
+    check_norm_drift,
+)
 from cache_builder.ledger import Ledger
 from cache_builder.lock import LOCK_TTL_S, BuildLock
-from cache_builder.publish import flip, read_active
+from cache_builder.publish import flip, read_active, read_manifest
 from cache_builder.records import make_records
 from cache_builder.removal import retire, sweep, withdraw
 from cache_builder.store import Store
@@ -51,6 +59,7 @@ class BuildOptions:
     precision: Precision = "float16"
     batch_users: int = 256
     lock_ttl_s: float = LOCK_TTL_S
+    gate: GateOptions = field(default_factory=GateOptions)
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class Summary:
     bytes_per_user: float
     seconds: float
     users_per_s: float
+    gate: Measured
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -88,7 +98,7 @@ def build(bundle: Bundle, log: InteractionLog, store: Store, options: BuildOptio
         lock.acquire()
         replaced = read_active(store, options.key_prefix)
         sweep(store, options.key_prefix, lock, reporter.note)
-        manifest = job.write(users, batches)
+        manifest, measured = job.write(users, batches, replaced)
         pointer = flip(store, options.key_prefix, lock, replaced, published)
         job.retire()
     except LockHeldError:
@@ -97,7 +107,7 @@ def build(bundle: Bundle, log: InteractionLog, store: Store, options: BuildOptio
         job.withdraw()
         raise
     job.release()
-    return _summary(manifest, pointer, time.monotonic() - started)
+    return _summary(manifest, measured, pointer, time.monotonic() - started)
 
 
 def check_inputs(bundle: Bundle, log: InteractionLog, options: BuildOptions) -> int:
@@ -132,10 +142,16 @@ class _Job:
     published: Published
     lock: BuildLock
 
-    def write(self, users: int, batches: Iterator[UserBatch]) -> Manifest:
-        """Write and verify all records and the manifest. Only the flip is missing after it."""
+    def write(
+        self, users: int, batches: Iterator[UserBatch], active: ActivePointer | None
+    ) -> tuple[Manifest, Measured]:
+        """Write and verify all records and the manifest, and pass the gate. Only the flip is missing after it."""
+        prefix, options = self.options.key_prefix, self.options.gate
+        current = active.current if active else None
+        coverage = check_coverage(users, self._published_manifest(current), options)
+        check_eviction(self.store)
         built_at_ms = time.time_ns() // 1_000_000
-        ledger = self._write_records(users, batches, built_at_ms)
+        ledger, memory = self._write_records(users, batches, built_at_ms)
         if len(ledger) != users:
             raise VerifyError(
                 f"{len(ledger)} records were written for {users} users: nothing was published, build again"
@@ -147,18 +163,32 @@ class _Job:
             self.store, self.options.key_prefix, manifest, ledger, self.bundle.record_shape, self.reporter,
             self.lock.renew,
         )  # fmt: skip
-        return manifest
+        shape = self.bundle.record_shape
+        drift = check_norm_drift(self.store, prefix, self.published, current, ledger, shape, options)
+        return manifest, Measured(coverage, memory, drift)
 
-    def _write_records(self, users: int, batches: Iterator[UserBatch], built_at_ms: int) -> Ledger:
+    def _published_manifest(self, current: Published | None) -> Manifest | None:
+        try:
+            return read_manifest(self.store, self.options.key_prefix, current) if current else None
+        except ManifestError as error:  # it is about to be replaced
+            self.reporter.note(f"nothing to measure coverage against: {error}")
+            return None
+
+    def _write_records(self, users: int, batches: Iterator[UserBatch], built_at_ms: int) -> tuple[Ledger, float | None]:
         self.reporter.start("write", users, "users")
+        memory = None
         writer = Writer(self.store, self.options.key_prefix, self.published)
         for batch in batches:
             self.lock.renew()  # asks the store: whoever else has the lock deletes what we write
             for record in make_records(self.bundle, batch, self.published, built_at_ms):
                 self._put(writer, record)
+            if len(writer.ledger) == len(batch.user_ids):  # the first batch
+                writer.flush()
+                prefix, gate = self.options.key_prefix, self.options.gate
+                memory = check_memory(self.store, prefix, self.published, writer.ledger, users, gate)
             self.reporter.advance(len(batch.user_ids))
         writer.flush()
-        return writer.ledger
+        return writer.ledger, memory
 
     def _put(self, writer: Writer, record: UserRecord) -> None:
         try:
@@ -207,7 +237,7 @@ class _Job:
             self.reporter.note(f"published, but the build lock stays until it expires: {error}")
 
 
-def _summary(manifest: Manifest, pointer: ActivePointer, seconds: float) -> Summary:
+def _summary(manifest: Manifest, measured: Measured, pointer: ActivePointer, seconds: float) -> Summary:
     return Summary(
         model_id=manifest.model_id,
         generation=manifest.generation,
@@ -219,6 +249,7 @@ def _summary(manifest: Manifest, pointer: ActivePointer, seconds: float) -> Summ
         bytes_per_user=round(manifest.record_bytes / manifest.users, 1),
         seconds=round(seconds, 3),
         users_per_s=round(manifest.users / seconds, 1),
+        gate=measured,
     )
 
 

@@ -6,6 +6,7 @@ BuilderError
 ├── LockHeldError      somebody else is building; nothing was written
 ├── LockLostError      our lock expired or was taken over
 ├── FlipRefusedError   what is active changed since we looked, or the lock is no longer ours
+├── GateError          the new generation differs too much from the published one, or does not fit into the store
 └── VerifyError        the store does not hold what it should
 """
 
@@ -32,6 +33,10 @@ class LockLostError(BuilderError):
 
 class FlipRefusedError(BuilderError):
     """The pointer was not changed."""
+
+
+class GateError(BuilderError):
+    """A check before the flip refused the new generation."""
 
 
 class VerifyError(BuilderError):

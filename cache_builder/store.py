@@ -7,7 +7,7 @@ needs a client that groups keys by node, and is refused by the server with MOVED
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import redis
@@ -31,6 +31,14 @@ CONNECT_TIMEOUT_S = 5.0
 SOCKET_TIMEOUT_S = 10.0
 RETRIES = 2  # every write here may be repeated: a SET is idempotent and the scripts recognise their own success
 SCAN_COUNT = 1_000  # keys looked at per call: at 5,000 the server answered nobody for 2 ms
+
+
+class Memory(NamedTuple):
+    """What a server says of its memory, in bytes."""
+
+    used: int
+    limit: int  # 0: none
+    policy: str  # what it does when full
 
 
 class Store:
@@ -126,6 +134,20 @@ class Store:
         """Take one member out of a set."""
         with self._translated("write"):
             self._redis.srem(key, name)
+
+    def memory(self) -> Memory:
+        """The server's memory."""
+        with self._translated("say how much memory it uses"):
+            found = self._redis.info("memory")
+        return Memory(found["used_memory"], found.get("maxmemory", 0), found.get("maxmemory_policy", "unknown"))
+
+    def memory_of(self, keys: Sequence[str]) -> list[int]:
+        """Bytes that the server needs for each key and its value, its own bookkeeping included; 0 for a missing key."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.memory_usage(key, samples=0)
+        with self._translated("say how much memory a record takes"):
+            return [size or 0 for size in pipeline.execute()]
 
     def save(self) -> None:
         """Write everything to the server's disk before returning."""

@@ -50,7 +50,7 @@ def test_build_then_verify_then_status(world: World, store_url: str, key_prefix:
     summary = last_line(built)
     assert list(summary) == [
         "model_id", "generation", "epoch", "as_of", "precision", "users", "record_bytes", "bytes_per_user", "seconds",
-        "users_per_s",
+        "users_per_s", "gate",
     ]  # fmt: skip
     assert (summary["model_id"], summary["as_of"], summary["precision"]) == (world.bundle.model_id, AS_OF, "int8")
     users = summary["users"]
