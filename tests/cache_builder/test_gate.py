@@ -121,6 +121,7 @@ def test_memory_is_predicted_from_the_first_records(site: Site) -> None:
     each = sum(site.admin.memory_usage(key) for key in keys) / len(keys)
     assert each > site.manifest.record_bytes / CURRENT_USERS
     share = check_memory(site.store, prefix, new, ledger, 1_000_000, GateOptions(max_memory=10))
+    assert share is not None
     assert share == pytest.approx(1_000_000 * each / (1 << 30), rel=0.05)
     with pytest.raises(GateError, match=f"memory would be {share:.2f} of maxmemory, wanted .* or less: 1000000 users"):
         check_memory(site.store, prefix, new, ledger, 1_000_000, GateOptions(max_memory=share / 2))
