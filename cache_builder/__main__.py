@@ -13,7 +13,7 @@ Ctrl-C or SIGTERM). A store is redis://, rediss://, unix:// or embedded:FOLDER.
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from cache_builder.rollback import roll_back
 from cache_builder.status import read_status
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
-from model.bundle import load_bundle
+from model.bundle import Bundle, load_bundle
 from model.cache_format import PRECISIONS, Precision, check_prefix
 from model.device import choose_device
 from model.log.behaviours import read_log
@@ -64,16 +64,20 @@ def build_command(
     min_coverage: Annotated[float, typer.Option(min=0, help="users, as a part of the published generation's")] = 0.9,
     max_memory: Annotated[float, typer.Option(min=0, help="of the store's maxmemory, with all records in it")] = 0.95,
     max_norm_drift: Annotated[float, typer.Option(min=0, help="of the pairs' mean norm, same users and model")] = 0.5,
+    max_score_drift: Annotated[float, typer.Option(min=0, help="mean change of a probability")] = 0.2,
+    previous_bundle: Annotated[
+        Path | None, typer.Option(help="of the published model, for its scores; default: beside --bundle")
+    ] = None,
     key_prefix: KeyPrefix = "lrea",
     device: Device = "auto",
 ) -> None:
     """Write a new generation, verify it, and only then publish it."""
     with _outcome() as reporter:
-        gate = GateOptions(min_coverage, max_memory, max_norm_drift)
+        gate = GateOptions(min_coverage, max_memory, max_norm_drift, max_score_drift)
         options = BuildOptions(check_prefix(key_prefix), as_of, _precision(precision), batch_users, gate=gate)
         model, log = load_bundle(bundle, choose_device(device)), read_log(data)
         with open_store(store) as opened:
-            summary = build(model, log, opened, options, reporter)
+            summary = build(model, log, opened, options, reporter, _finder(bundle, previous_bundle))
     _print_json(summary.as_dict())
 
 
@@ -165,6 +169,23 @@ def _watch(url: str) -> None:
                 store.ping()
         except KeyboardInterrupt:
             return
+
+
+def _finder(bundle: Path, previous: Path | None) -> Callable[[str], Bundle | None]:
+    """Loads the published model: from `previous` if that is given, else from beside `bundle` if it is there."""
+
+    def find(model_id: str) -> Bundle | None:
+        folder = previous or bundle.resolve().parent / model_id
+        if previous is None and not folder.is_dir():
+            return None
+        found = load_bundle(folder)
+        if found.model_id != model_id:
+            raise InputError(
+                f"{folder} is model {found.model_id}, published is {model_id}: give the bundle of that one"
+            )
+        return found
+
+    return find
 
 
 def _precision(text: str) -> Precision:

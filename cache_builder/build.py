@@ -9,12 +9,13 @@ reached for that, or the builder itself is killed, the next build deletes it.
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+from cache_builder.drift import check_norm_drift, check_score_drift, sample_records
 from cache_builder.errors import BuilderError, InputError, LockHeldError, StoreError, VerifyError
 from cache_builder.gate import (
     GateOptions,
@@ -22,7 +23,6 @@ from cache_builder.gate import (
     check_coverage,
     check_eviction,
     check_memory,
-    check_norm_drift,
 )
 from cache_builder.ledger import Ledger
 from cache_builder.lock import LOCK_TTL_S, BuildLock
@@ -48,6 +48,13 @@ from model.cache_format import (
 from model.log.behaviours import InteractionLog
 from model.log.user_batches import UserBatch, count_users, iterate_users
 from model.progress import Reporter
+
+FindBundle = Callable[[str], Bundle | None]  # by model_id
+
+
+def no_bundle(_model_id: str) -> Bundle | None:
+    """No bundle but the one that is built with."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,13 @@ class Summary:
         return asdict(self)
 
 
-def build(bundle: Bundle, log: InteractionLog, store: Store, options: BuildOptions, reporter: Reporter) -> Summary:
+def build(
+    bundle: Bundle, log: InteractionLog, store: Store, options: BuildOptions, reporter: Reporter,
+    find_bundle: FindBundle = no_bundle,
+) -> Summary:  # fmt: skip
     """Write, verify and publish a new generation.
 
+    find_bundle: the published model, where it is another one than `bundle`, to measure how far scores move.
     Raises BuilderError, DataError if the log does not fit the bundle, or ManifestError for a broken pointer.
     """
     started = time.monotonic()
@@ -93,7 +104,7 @@ def build(bundle: Bundle, log: InteractionLog, store: Store, options: BuildOptio
     batches, source = iterate_users(log, bundle, options.as_of, options.batch_users), log.source_fingerprint()
     published = Published(bundle.model_id, new_generation(datetime.now(UTC)))
     lock = BuildLock(store, options.key_prefix, published, options.lock_ttl_s)
-    job = _Job(bundle, source, store, options, reporter, published, lock)
+    job = _Job(bundle, source, store, options, reporter, published, lock, find_bundle)
     try:
         lock.acquire()
         replaced = read_active(store, options.key_prefix)
@@ -141,14 +152,14 @@ class _Job:
     reporter: Reporter
     published: Published
     lock: BuildLock
+    find_bundle: FindBundle
 
     def write(
         self, users: int, batches: Iterator[UserBatch], active: ActivePointer | None
     ) -> tuple[Manifest, Measured]:
         """Write and verify all records and the manifest, and pass the gate. Only the flip is missing after it."""
-        prefix, options = self.options.key_prefix, self.options.gate
         current = active.current if active else None
-        coverage = check_coverage(users, self._published_manifest(current), options)
+        coverage = check_coverage(users, self._published_manifest(current), self.options.gate)
         check_eviction(self.store)
         built_at_ms = time.time_ns() // 1_000_000
         ledger, memory = self._write_records(users, batches, built_at_ms)
@@ -163,9 +174,25 @@ class _Job:
             self.store, self.options.key_prefix, manifest, ledger, self.bundle.record_shape, self.reporter,
             self.lock.renew,
         )  # fmt: skip
-        shape = self.bundle.record_shape
-        drift = check_norm_drift(self.store, prefix, self.published, current, ledger, shape, options)
-        return manifest, Measured(coverage, memory, drift)
+        return manifest, Measured(coverage, memory, *self._drift(current, ledger))
+
+    def _drift(self, current: Published | None, ledger: Ledger) -> tuple[float | None, float | None]:
+        """Of norms, which only generations of one model have in common, and of scores."""
+        if current is None:
+            return None, None
+        same = current.model_id == self.bundle.model_id
+        active = self.bundle if same else self.find_bundle(current.model_id)
+        if active is None:
+            self.reporter.note(
+                f"score drift is not measured: no bundle of the published model {current.model_id} is beside this one; "
+                "--previous-bundle names it"
+            )
+            return None, None
+        before, after = (current, active), (self.published, self.bundle)
+        pairs = sample_records(self.store, self.options.key_prefix, before, after, ledger)
+        gate = self.options.gate
+        norm = check_norm_drift(pairs, gate) if same else None
+        return norm, check_score_drift(pairs, active, self.bundle, gate)
 
     def _published_manifest(self, current: Published | None) -> Manifest | None:
         try:

@@ -68,7 +68,7 @@ def test_the_first_generation_has_nothing_to_be_measured_against(
 def test_the_same_again_passes_with_its_figures(site: Site) -> None:
     site.admin.config_set("maxmemory", 1 << 30)
     measured = site.build()
-    assert (measured.coverage, measured.norm_drift) == (1.0, 0.0)
+    assert (measured.coverage, measured.norm_drift, measured.score_drift) == (1.0, 0.0, 0.0)
     assert measured.memory is not None
     assert 0 < measured.memory < 0.1
 
@@ -142,8 +142,45 @@ def test_norm_drift(site: Site) -> None:
             table.copy_(kept)
 
 
-def test_norms_of_another_model_are_not_compared(site: Site, tmp_path: Path) -> None:
+def test_another_model_is_measured_by_its_scores(site: Site, tmp_path: Path, meddler: Meddler) -> None:
     other = tiny_bundle(tmp_path, site.world.data, training=replace(TRAINING, seed=5))
     assert other.model_id != site.world.bundle.model_id
-    measured = site.build(other, max_norm_drift=0)
+    measured = build_with(site, other, meddler, max_norm_drift=0)
     assert (measured.coverage, measured.norm_drift) == (1.0, None)
+    assert measured.score_drift is not None
+    assert 0 < measured.score_drift < 0.2
+    assert meddler.notes == []
+
+
+def test_score_drift(site: Site, tmp_path: Path, meddler: Meddler) -> None:
+    other = tiny_bundle(tmp_path, site.world.data, training=replace(TRAINING, seed=5))
+    pointer = read_active(site.store, site.options.key_prefix)
+    last = [layer for layer in other.ranker.mlp if isinstance(layer, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.bias.add_(20)  # everything is clicked
+    message = (
+        r"score drift is \d\.\d+, wanted 0.2 or less: over 30 sampled users and \d+ items the mean score went from "
+        rf"\d\.\d+ \(model {site.world.bundle.model_id}\) to \d\.\d+ \(model {other.model_id}\); evaluate both"
+    )
+    with pytest.raises(GateError, match=message):
+        build_with(site, other, meddler)
+    assert read_active(site.store, site.options.key_prefix) == pointer
+    drift = build_with(site, other, meddler, max_score_drift=1).score_drift
+    assert drift is not None
+    assert drift > 0.2
+
+
+def test_scores_of_a_model_that_is_not_at_hand_are_not_compared(site: Site, tmp_path: Path, meddler: Meddler) -> None:
+    other = tiny_bundle(tmp_path, site.world.data, training=replace(TRAINING, seed=5))
+    measured = build(other, site.world.log, site.store, site.options, meddler).gate
+    assert (measured.norm_drift, measured.score_drift) == (None, None)
+    assert meddler.notes[-1].startswith(
+        f"score drift is not measured: no bundle of the published model {site.world.bundle.model_id}"
+    )
+
+
+def build_with(site: Site, other: Bundle, meddler: Meddler, **gate: float) -> Measured:
+    """A build with another model, the published one at hand."""
+    published = {site.world.bundle.model_id: site.world.bundle, other.model_id: other}
+    options = replace(site.options, gate=GateOptions(**gate))
+    return build(other, site.world.log, site.store, options, meddler, published.get).gate

@@ -26,7 +26,7 @@ from model.cache_format import Published, manifest_key
 from tests.cache_builder.conftest import World
 from tests.cache_builder.proxy import proxy
 from tests.conftest import free_port
-from tests.tiny import AS_OF, tiny_bundle
+from tests.tiny import AS_OF, TRAINING, tiny_bundle
 
 
 def run(*arguments: object, **environment: str) -> Result:
@@ -98,6 +98,25 @@ def test_status_shows_what_was_current_before_and_that_a_manifest_is_missing(
     assert lines[0].endswith("epoch 2")
     assert lines[1].startswith(f"previous  {built[0]['generation']}")
     assert lines[1].endswith("its manifest is missing, build again")
+
+
+def test_the_published_model_is_looked_for_beside_the_new_one(
+    world: World, store_url: str, key_prefix: str, tmp_path: Path
+) -> None:
+    beside = shutil.copytree(world.bundle_folder, tmp_path / "bundles" / world.bundle.model_id)
+    other = tiny_bundle(tmp_path / "bundles", world.data, training=replace(TRAINING, seed=5))
+    first, second, third = (
+        build_arguments(replace(world, bundle_folder=folder), store_url, key_prefix)
+        for folder in (world.bundle_folder, tmp_path / "bundles" / other.model_id, beside)
+    )
+    assert run("build", *first).exit_code == 0
+    assert last_line(run("build", *second))["gate"]["score_drift"] > 0
+    failed = run("build", *third, "--previous-bundle", world.bundle_folder)
+    assert failed.exit_code == 1
+    assert (
+        f"is model {world.bundle.model_id}, published is {other.model_id}: give the bundle of that one" in failed.stderr
+    )
+    assert last_line(run("build", *third, "--previous-bundle", tmp_path / "bundles" / other.model_id))["epoch"] == 3
 
 
 def test_rollback_publishes_the_generation_before(world: World, store_url: str, key_prefix: str) -> None:
