@@ -62,6 +62,7 @@ def build_command(
     precision: Annotated[str, typer.Option(help=f"of the pair: {', '.join(PRECISIONS)}")] = "float16",
     batch_users: BatchUsers = 256,
     min_coverage: Annotated[float, typer.Option(min=0, help="users, as a part of the published generation's")] = 0.9,
+    max_unknown: Annotated[float, typer.Option(min=0, help="of the behaviours, items the model does not know")] = 0.5,
     max_memory: Annotated[float, typer.Option(min=0, help="of the store's maxmemory, with all records in it")] = 0.95,
     max_norm_drift: Annotated[float, typer.Option(min=0, help="of the pairs' mean norm, same users and model")] = 0.5,
     max_score_drift: Annotated[float, typer.Option(min=0, help="mean change of a probability")] = 0.2,
@@ -73,7 +74,7 @@ def build_command(
 ) -> None:
     """Write a new generation, verify it, and only then publish it."""
     with _outcome() as reporter:
-        gate = GateOptions(min_coverage, max_memory, max_norm_drift, max_score_drift)
+        gate = GateOptions(min_coverage, max_unknown, max_memory, max_norm_drift, max_score_drift)
         options = BuildOptions(check_prefix(key_prefix), as_of, _precision(precision), batch_users, gate=gate)
         model, log = load_bundle(bundle, choose_device(device)), read_log(data)
         with open_store(store) as opened:

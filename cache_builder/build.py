@@ -23,6 +23,7 @@ from cache_builder.gate import (
     check_coverage,
     check_eviction,
     check_memory,
+    check_unknown,
 )
 from cache_builder.ledger import Ledger
 from cache_builder.lock import LOCK_TTL_S, BuildLock
@@ -46,7 +47,7 @@ from model.cache_format import (
     new_generation,
 )
 from model.log.behaviours import InteractionLog
-from model.log.user_batches import UserBatch, count_users, iterate_users
+from model.log.user_batches import UserBatch, count_users, iterate_users, unknown_share
 from model.progress import Reporter
 
 FindBundle = Callable[[str], Bundle | None]  # by model_id
@@ -101,6 +102,7 @@ def build(
     """
     started = time.monotonic()
     users = check_inputs(bundle, log, options)
+    unknown = check_unknown(unknown_share(log, bundle, options.as_of), options.gate)
     batches, source = iterate_users(log, bundle, options.as_of, options.batch_users), log.source_fingerprint()
     published = Published(bundle.model_id, new_generation(datetime.now(UTC)))
     lock = BuildLock(store, options.key_prefix, published, options.lock_ttl_s)
@@ -109,7 +111,7 @@ def build(
         lock.acquire()
         replaced = read_active(store, options.key_prefix)
         sweep(store, options.key_prefix, lock, reporter.note)
-        manifest, measured = job.write(users, batches, replaced)
+        manifest, measured = job.write(users, unknown, batches, replaced)
         pointer = flip(store, options.key_prefix, lock, replaced, published)
         job.retire()
     except LockHeldError:
@@ -155,7 +157,7 @@ class _Job:
     find_bundle: FindBundle
 
     def write(
-        self, users: int, batches: Iterator[UserBatch], active: ActivePointer | None
+        self, users: int, unknown: float, batches: Iterator[UserBatch], active: ActivePointer | None
     ) -> tuple[Manifest, Measured]:
         """Write and verify all records and the manifest, and pass the gate. Only the flip is missing after it."""
         current = active.current if active else None
@@ -174,7 +176,7 @@ class _Job:
             self.store, self.options.key_prefix, manifest, ledger, self.bundle.record_shape, self.reporter,
             self.lock.renew,
         )  # fmt: skip
-        return manifest, Measured(coverage, memory, *self._drift(current, ledger))
+        return manifest, Measured(unknown, coverage, memory, *self._drift(current, ledger))
 
     def _drift(self, current: Published | None, ledger: Ledger) -> tuple[float | None, float | None]:
         """Of norms, which only generations of one model have in common, and of scores."""

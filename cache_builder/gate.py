@@ -1,6 +1,7 @@
 """What a new generation has to pass before it is published, measured against the one that is.
 
     coverage     users of the data, as a part of the published generation's          before anything is written
+    unknown      behaviours with an item that the model does not know, as a part     before anything is written
     eviction     whether the store would rather drop records than refuse one         before anything is written
     memory       the store's memory with all records in it, as a part of its limit   after the first batch
     drift        of sampled users' pairs and scores (drift.py)                       before the flip
@@ -25,6 +26,7 @@ class GateOptions:
     """The thresholds."""
 
     min_coverage: float = 0.9
+    max_unknown: float = 0.5
     max_memory: float = 0.95
     max_norm_drift: float = 0.5
     max_score_drift: float = 0.2
@@ -34,6 +36,7 @@ class GateOptions:
 class Measured:
     """What the checks found; None where there was nothing to measure against."""
 
+    unknown: float
     coverage: float | None = None
     memory: float | None = None
     norm_drift: float | None = None
@@ -52,6 +55,16 @@ def check_coverage(users: int, active: Manifest | None, options: GateOptions) ->
             "or lower --min-coverage"
         )
     return coverage
+
+
+def check_unknown(share: float, options: GateOptions) -> float:
+    """Raise GateError if the model knows too few of the data's items: of another data set, or trained long ago."""
+    if share > options.max_unknown:
+        raise GateError(
+            f"unknown items are {share:.3f} of all behaviours, wanted {options.max_unknown:g} or less: the model was "
+            "trained on other items, see whether --bundle and --data belong together, or raise --max-unknown"
+        )
+    return share
 
 
 def check_eviction(store: Store) -> None:

@@ -10,8 +10,12 @@ from model.bundle import Bundle
 from model.catalogue import Items
 from model.identifiers import Id
 from model.log.behaviours import DataError, Int64s, InteractionLog, id_list
+from model.log.column_vocabulary import encode_column
 from model.log.encoding import EncodedLog, encode_log
 from model.log.histories import Histories
+from model.vocabulary import UNKNOWN
+
+_ROWS_AT_A_TIME = 1 << 22  # of a log of any length
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,14 @@ def frozen_or_live(log: InteractionLog, as_of: int | None) -> Histories:
 def count_users(log: InteractionLog, as_of: int | None) -> int:
     """Users with at least one behaviour as of T."""
     return int(np.count_nonzero(np.diff(frozen_or_live(log, as_of).offsets)))
+
+
+def unknown_share(log: InteractionLog, bundle: Bundle, as_of: int | None) -> float:
+    """Part of the behaviours as of T whose item the model does not know; 0 where there are none."""
+    unknown = encode_column(bundle.catalogue.items, log.item_ids)[0] == UNKNOWN
+    items = frozen_or_live(log, as_of).items
+    parts = (items[start : start + _ROWS_AT_A_TIME] for start in range(0, len(items), _ROWS_AT_A_TIME))
+    return sum(int(np.count_nonzero(unknown[part])) for part in parts) / max(1, len(items))
 
 
 def iterate_users(log: InteractionLog, bundle: Bundle, as_of: int | None, batch_users: int) -> Iterator[UserBatch]:

