@@ -107,6 +107,9 @@ class ScoreResponse(_Strict):
     degraded: list[str] = Field(description="why the answer is worse than it could be; empty when all is well")
     scores: list[float] | TopScores = Field(description="probabilities in candidate order; with top_k the best")
     gap_rows: int = Field(description="behaviours that are neither in the short window nor in the cached long part")
+    dropped_rows: int = Field(
+        description="recent_items that are not after the record's watermark, which has them already"
+    )
     unknown_candidates: int = Field(description="candidates that the model was not trained on")
 
 

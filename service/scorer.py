@@ -44,6 +44,7 @@ class Score:
     probabilities_B: npt.NDArray[np.float32]
     origin: Origin
     gap_rows: int
+    dropped_rows: int
     degraded: tuple[str, ...]
 
 
@@ -105,7 +106,14 @@ class Scorer:
             scores = _logits_and_probabilities(jobs[0].model, inputs)
         store_trouble = self._store.trouble
         return [
-            Score(logits_B, probabilities_B, user.origin, user.gap_rows, _degraded(job, fetched, found, store_trouble))
+            Score(
+                logits_B,
+                probabilities_B,
+                user.origin,
+                user.gap_rows,
+                user.dropped_rows,
+                _degraded(job, fetched, found, store_trouble),
+            )
             for job, user, (logits_B, probabilities_B) in zip(jobs, users, scores, strict=True)
         ]
 

@@ -136,6 +136,7 @@ class Scoring:
             "degraded": score.degraded,
             "scores": scores_of(request, score.logits_B, score.probabilities_B),
             "gap_rows": score.gap_rows,
+            "dropped_rows": score.dropped_rows,
             "unknown_candidates": job.unknown_candidates,
         }
 

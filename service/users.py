@@ -57,6 +57,7 @@ class User:
     user_codes: Tensor  # int64 [Fu]
     origin: Origin
     gap_rows: int  # behaviours that are neither in the short window nor in the long part
+    dropped_rows: int  # recent behaviours that the record has already, by their timestamps
 
 
 def from_record(model: ActiveModel, record: UserRecord, recent: Recent) -> User:
@@ -75,6 +76,7 @@ def from_record(model: ActiveModel, record: UserRecord, recent: Recent) -> User:
         user_codes=torch.from_numpy(record.user_codes).to(bundle.device, torch.int64),
         origin="cached",
         gap_rows=max(0, len(record.tail_ids) + len(new) - length),
+        dropped_rows=len(recent.ids) - len(new),
     )
 
 
@@ -91,6 +93,7 @@ def from_rows(model: ActiveModel, history: Sequence[Id], recent: Recent) -> User
         user_codes=bundle.user_features.encode({}).to(bundle.device),
         origin="recomputed" if history else "empty",
         gap_rows=0,
+        dropped_rows=0,
     )
 
 

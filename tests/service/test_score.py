@@ -44,6 +44,7 @@ def test_a_cached_user_is_scored_as_in_process(published: Cache, serve: Serve) -
         "degraded": [],
         "scores": None,
         "gap_rows": 0,
+        "dropped_rows": 0,
         "unknown_candidates": 0,
     }
     assert body["scores"][1] == pytest.approx(body["scores"][-1], rel=1e-6), "the same candidate twice"
@@ -103,7 +104,16 @@ def test_recent_items_move_the_short_window_and_only_it(published: Cache, serve:
     # The row at the watermark is in the record already.
     window = [*HISTORY[-4:], item_id("int", 1), item_id("int", 3)]
     assert_logits(body, published.logits(USER, CANDIDATES, window=window))
-    assert (body["user_state"], body["gap_rows"]) == ("cached", 2)
+    assert (body["user_state"], body["gap_rows"], body["dropped_rows"]) == ("cached", 2, 1)
+
+
+def test_recent_rows_in_another_unit_of_time_are_seen_to_be_dropped(published: Cache, serve: Serve) -> None:
+    """Seconds where the log has milliseconds: nothing is after the watermark."""
+    recent = [{"item_id": item, "timestamp": WATERMARK // 1000} for item in OTHER_HISTORY[:5]]
+    request = {"user_id": USER, "candidates": CANDIDATES}
+    client = serve(published)
+    plain, body = (client.post("/v1/score", json=request | more).json() for more in ({}, {"recent_items": recent}))
+    assert body == plain | {"dropped_rows": 5}
 
 
 def test_a_short_tail_leaves_no_gap(cache: Cache, serve: Serve) -> None:
@@ -150,7 +160,7 @@ def test_many_recent_rows_are_cut_to_what_counts(published: Cache, serve: Serve)
     assert_logits(body, published.logits(USER, CANDIDATES, window=recent[-4:]))
     dated = [{"item_id": item, "timestamp": WATERMARK - 40 + number} for number, item in enumerate(recent)]
     body = client.post("/v1/score", json=request | {"recent_items": dated}).json()
-    assert body["gap_rows"] == 3 * rows - 41, "those up to the watermark are in the record"
+    assert (body["gap_rows"], body["dropped_rows"]) == (3 * rows - 41, 41), "up to the watermark the record has them"
 
 
 def test_an_empty_history_is_a_history(published: Cache, serve: Serve) -> None:
