@@ -8,6 +8,7 @@ Exits 0 after SIGTERM or SIGINT, and 1 with one message when there is nothing th
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -34,8 +35,10 @@ from service.metrics import Metrics
 from service.prepare import Limits, ScoringJob
 from service.scorer import Score, Scorer
 from service.scoring import ScoringLimits
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 from service.store import Store
+
+logger = logging.getLogger("service")
 
 
 class Server(uvicorn.Server):
@@ -60,6 +63,8 @@ def main() -> int:
     try:
         settings = _read_settings()
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        for sentence in unknown_variables(os.environ):
+            logger.warning("%s", sentence)
         if settings.torch_threads:
             torch.set_num_threads(settings.torch_threads)
         _check_address(settings.host, settings.port)

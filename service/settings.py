@@ -3,6 +3,8 @@
 docs/service.md lists them all; a test holds the two together.
 """
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.cache_format import check_model_id, check_prefix
 
+PREFIX = "LREA_"
+OTHER_PROGRAMS = ("LREA_LOADTEST_",)
 STORE_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -18,7 +22,7 @@ class Settings(BaseSettings):
     """Frozen and checked: a value that cannot work is refused before anything starts."""
 
     # hide_input_in_errors: the store's URL may hold a password.
-    model_config = SettingsConfigDict(env_prefix="LREA_", frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     store_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey with the cache, by URL")
     key_prefix: str = Field("lrea", description="first part of every key in the store")
@@ -58,3 +62,16 @@ class Settings(BaseSettings):
             scheme = url.partition(":")[0]
             raise ValueError(f"the URL starts with {scheme!r}, wanted one of {', '.join(STORE_SCHEMES)}")
         return url
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """A sentence for each name that looks like a setting and is none, with the one that it may have meant."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    found = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and not name.startswith(OTHER_PROGRAMS) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            found.append(
+                f"{name} is not a setting and has no effect" + (f": did you mean {close[0]}?" if close else "")
+            )
+    return found

@@ -61,7 +61,7 @@ def test_it_serves_drains_and_stops(cache: Cache) -> None:
     port = free_port()
     settings = {"store_url": cache.url, "key_prefix": cache.prefix, "bundles_dir": cache.bundles_dir, "port": port}
     with (
-        process(**settings, drain_seconds=1.5, store_timeout_ms=2000) as service,
+        process(**settings, drain_seconds=1.5, store_timeout_ms=2000, drain_second=9) as service,
         httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         wait_for_status(service, client, "/readyz", 200)
@@ -73,6 +73,7 @@ def test_it_serves_drains_and_stops(cache: Cache) -> None:
         _, log = service.communicate(timeout=20)
         assert service.returncode == 0
     assert "Traceback" not in log
+    assert "LREA_DRAIN_SECOND is not a setting and has no effect: did you mean LREA_DRAIN_SECONDS?" in log
 
 
 @pytest.mark.parametrize(

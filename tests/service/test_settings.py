@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +53,11 @@ def test_a_refused_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         Settings().port = 1  # type: ignore[misc]
+
+
+def test_a_misspelt_setting_is_named_with_the_one_that_was_meant() -> None:
+    found = unknown_variables(["LREA_MAX_CANDIDATE", "LREA_PORT", "LREA_LOADTEST_SEED", "PATH", "LREA_QQQQQQQQQQQQ"])
+    assert found == [
+        "LREA_MAX_CANDIDATE is not a setting and has no effect: did you mean LREA_MAX_CANDIDATES?",
+        "LREA_QQQQQQQQQQQQ is not a setting and has no effect",
+    ]
