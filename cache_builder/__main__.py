@@ -61,6 +61,7 @@ def build_command(
     as_of: AsOf = None,
     precision: Annotated[str, typer.Option(help=f"of the pair: {', '.join(PRECISIONS)}")] = "float16",
     batch_users: BatchUsers = 256,
+    max_write_mb_s: Annotated[float | None, typer.Option(help="MB of records a second, to spare the readers")] = None,
     min_coverage: Annotated[float, typer.Option(min=0, help="users, as a part of the published generation's")] = 0.9,
     max_unknown: Annotated[float, typer.Option(min=0, help="of the behaviours, items the model does not know")] = 0.5,
     max_memory: Annotated[float, typer.Option(min=0, help="of the store's maxmemory, with all records in it")] = 0.95,
@@ -75,7 +76,11 @@ def build_command(
     """Write a new generation, verify it, and only then publish it."""
     with _outcome() as reporter:
         gate = GateOptions(min_coverage, max_unknown, max_memory, max_norm_drift, max_score_drift)
-        options = BuildOptions(check_prefix(key_prefix), as_of, _precision(precision), batch_users, gate=gate)
+        if max_write_mb_s is not None and not 0 < max_write_mb_s < float("inf"):
+            raise InputError(f"--max-write-mb-s is {max_write_mb_s:g}: wanted more than 0, or leave it out")
+        options = BuildOptions(
+            check_prefix(key_prefix), as_of, _precision(precision), batch_users, max_write_mb_s, gate=gate
+        )
         model, log = load_bundle(bundle, choose_device(device)), read_log(data)
         with open_store(store) as opened:
             summary = build(model, log, opened, options, reporter, _finder(bundle, previous_bundle))

@@ -66,6 +66,7 @@ class BuildOptions:
     as_of: int | None = None  # behaviours before this timestamp only; None: all of them
     precision: Precision = "float16"
     batch_users: int = 256
+    max_write_mb_s: float | None = None  # 10⁶ bytes of records a second; None: no limit
     lock_ttl_s: float = LOCK_TTL_S
     gate: GateOptions = field(default_factory=GateOptions)
 
@@ -206,7 +207,8 @@ class _Job:
     def _write_records(self, users: int, batches: Iterator[UserBatch], built_at_ms: int) -> tuple[Ledger, float | None]:
         self.reporter.start("write", users, "users")
         memory = None
-        writer = Writer(self.store, self.options.key_prefix, self.published)
+        limit = self.options.max_write_mb_s
+        writer = Writer(self.store, self.options.key_prefix, self.published, None if limit is None else limit * 1e6)
         for batch in batches:
             self.lock.renew()  # asks the store: whoever else has the lock deletes what we write
             for record in make_records(self.bundle, batch, self.published, built_at_ms):

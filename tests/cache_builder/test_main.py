@@ -45,7 +45,7 @@ def last_line(result: Result) -> dict[str, Any]:
 
 def test_build_then_verify_then_status(world: World, store_url: str, key_prefix: str) -> None:
     arguments = build_arguments(world, store_url, key_prefix)
-    built = run("build", *arguments, "--as-of", AS_OF, "--precision", "int8")
+    built = run("build", *arguments, "--as-of", AS_OF, "--precision", "int8", "--max-write-mb-s", 50)
     assert built.exit_code == 0, built.stderr
     summary = last_line(built)
     assert list(summary) == [
@@ -129,6 +129,13 @@ def test_rollback_publishes_the_generation_before(world: World, store_url: str, 
     assert last_line(found)["previous"]["generation"] == bad["generation"]
     assert last_line(found)["epoch"] == 3
     assert last_line(run("status", *where))["active"] == last_line(found)
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf"])
+def test_a_limit_that_is_none_is_refused(world: World, store_url: str, key_prefix: str, limit: str) -> None:
+    failed = run("build", *build_arguments(world, store_url, key_prefix), f"--max-write-mb-s={limit}")
+    assert failed.exit_code == 1
+    assert f"--max-write-mb-s is {limit}: wanted more than 0" in failed.stderr
 
 
 @pytest.mark.parametrize("command", ["status", "rollback"])
