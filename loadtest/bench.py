@@ -1,6 +1,6 @@
 """What the absorbed head costs beside what it replaces, in one process on one thread. Not a load test: no HTTP.
 
-    python -m loadtest.bench [--candidates 1000] [--rank 32] [--seconds 60]
+    python -m loadtest.bench [--candidates 1000] [--rank 32] [--seconds 60] [--ranks 8,16,32,64,128]
 
 Every figure is a ratio of medians of interleaved runs on the same tensors, because machines are shared and drift; the
 ratio of the arithmetic (flops) stands beside it. DIN over the long history is the reference that LREA's rank replaces:
@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import orjson
@@ -23,6 +24,7 @@ from model.attention.interface import Embedded
 from model.attention.lrea import LreaAttention
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
 from model.attention.slots import UserSlots
+from model.comparison.options import read_list
 
 WIDTH, HEAD = 32, 32
 LENGTHS = (512, 2_000, 10_000)
@@ -94,30 +96,65 @@ def at_length(length: int, candidates: int, rank: int, seconds: float) -> dict[s
 
 
 @torch.no_grad()
-def bench(candidates: int, rank: int, seconds: float) -> dict[str, object]:
-    """Every history length in turn; the last one's ratios are the summary."""
+def across_ranks(candidates: int, ranks: list[int], seconds: float) -> list[dict[str, float]]:
+    """The head at each of these ranks, interleaved on the same candidates: ms, and times the first one's."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    rows = [at_length(length, candidates, rank, seconds / len(LENGTHS)) for length in LENGTHS]
-    shape = {"candidates": candidates, "rank": rank, "width": WIDTH, "head_width": HEAD}
-    where = {"device": "cpu", "threads": 1, "dtype": "float32", "torch": torch.__version__}
-    return {**{name: value for name, value in rows[-1].items() if name != "length"}, **shape, **where, "rows": rows}
+    targets, history = torch.randn(1, candidates, WIDTH), Embedded.of(torch.randn(1, LENGTHS[0], WIDTH))
+    heads: dict[str, Run] = {}
+    for rank in ranks:
+        lrea = LreaAttention(WIDTH, HEAD, LENGTHS[0], rank)
+        heads[str(rank)] = partial(lrea.absorbed, targets, lrea.compress(history))
+    found = medians(heads, seconds)
+    first = found[str(ranks[0])]
+    return [
+        {"rank": rank, "head_ms": round(found[str(rank)] * 1e3, 3), "over_first": round(found[str(rank)] / first, 2)}
+        for rank in ranks
+    ]
+
+
+@torch.no_grad()
+def at_lengths(candidates: int, rank: int, seconds: float) -> list[dict[str, float]]:
+    """Every history length in turn."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    return [at_length(length, candidates, rank, seconds / len(LENGTHS)) for length in LENGTHS]
+
+
+def show(rows: list[dict[str, float]]) -> None:
+    """A table for people, beside the line for programs."""
+    names = list(rows[0])
+    print("  ".join(names), file=sys.stderr)
+    for row in rows:
+        print("  ".join(f"{row[name]:>{len(name)}}" for name in names), file=sys.stderr)
 
 
 def main(
     candidates: Annotated[int, typer.Option(min=1, help="B")] = 1_000,
     rank: Annotated[int, typer.Option(min=1, max=LENGTHS[0], help="r")] = 32,
     seconds: Annotated[float, typer.Option(help="how long to measure, about")] = 60.0,
+    ranks: Annotated[
+        str | None, typer.Option(metavar="R1,R2,…", help="instead: the head alone at each of these")
+    ] = None,
 ) -> None:
-    """Measure the head beside DIN over the long history."""
-    result = bench(candidates, rank, seconds)
-    rows = result["rows"]
-    assert isinstance(rows, list)
-    names = list(rows[0])
-    print("  ".join(names), file=sys.stderr)
-    for row in rows:
-        print("  ".join(f"{row[name]:>{len(name)}}" for name in names), file=sys.stderr)
-    print(orjson.dumps(result).decode())
+    """Measure the head beside DIN over the long history, or at several ranks."""
+    if ranks:
+        try:
+            asked = read_list("--ranks", ranks, int)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        if not all(1 <= each <= LENGTHS[0] for each in asked):
+            raise typer.BadParameter(f"--ranks is {ranks!r}: wanted ranks from 1 to {LENGTHS[0]}")
+        rows = across_ranks(candidates, asked, seconds)
+        show(rows)
+        print(orjson.dumps({"candidates": candidates, "ranks": rows}).decode())
+        return
+    rows = at_lengths(candidates, rank, seconds)
+    show(rows)
+    shape = {"candidates": candidates, "rank": rank, "width": WIDTH, "head_width": HEAD}
+    where = {"device": "cpu", "threads": 1, "dtype": "float32", "torch": torch.__version__}
+    summary = {name: value for name, value in rows[-1].items() if name != "length"}
+    print(orjson.dumps({**summary, **shape, **where, "rows": rows}).decode())
 
 
 if __name__ == "__main__":
