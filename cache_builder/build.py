@@ -103,8 +103,8 @@ def build(
     """
     started = time.monotonic()
     users = check_inputs(bundle, log, options)
-    unknown = check_unknown(unknown_share(log, bundle, options.as_of), options.gate)
     batches, source = iterate_users(log, bundle, options.as_of, options.batch_users), log.source_fingerprint()
+    unknown = check_unknown(unknown_share(log, bundle, options.as_of), options.gate)
     published = Published(bundle.model_id, new_generation(datetime.now(UTC)))
     lock = BuildLock(store, options.key_prefix, published, options.lock_ttl_s)
     job = _Job(bundle, source, store, options, reporter, published, lock, find_bundle)
