@@ -1,4 +1,4 @@
-"""The builder's commands, and the only place that reads its environment.
+"""The builder's commands; with store_options.py the only place that reads its environment.
 
     python -m cache_builder build  --bundle DIR --data DIR --store URL [--as-of T]
     python -m cache_builder verify --bundle DIR --data DIR --store URL
@@ -7,7 +7,7 @@
     python -m cache_builder store  --dir DIR --port P
 
 Each ends with one line of JSON on stdout and exit code 0, or with one message on stderr and exit code 1 (130 after
-Ctrl-C or SIGTERM). A store is redis://, rediss://, unix:// or embedded:FOLDER.
+Ctrl-C or SIGTERM). A store is redis://, redis+cluster://, either of them over TLS, unix:// or embedded:FOLDER.
 """
 
 import signal
@@ -23,12 +23,13 @@ import orjson
 import typer
 
 from cache_builder.build import BuildOptions, build
-from cache_builder.embedded import open_store, serve_folder
+from cache_builder.embedded import serve_folder
 from cache_builder.errors import BuilderError, InputError
 from cache_builder.gate import GateOptions
 from cache_builder.rollback import roll_back
 from cache_builder.status import read_status
 from cache_builder.store import Store
+from cache_builder.store_options import StoreOptions, with_store
 from cache_builder.verify import check_against_data, read_published
 from model.bundle import Bundle, load_bundle
 from model.cache_format import PRECISIONS, Precision, check_prefix
@@ -38,11 +39,9 @@ from model.progress import Reporter, stderr_reporter
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 WATCH_EVERY_S = 1.0
-DEFAULT_STORE = "embedded:./.lrea-store"
 
 BundleDir = Annotated[Path, typer.Option("--bundle", help="folder of the trained model")]
 DataDir = Annotated[Path, typer.Option("--data", help="folder with interactions.parquet")]
-StoreUrl = Annotated[str, typer.Option("--store", envvar="LREA_STORE_URL", help="redis://… or embedded:FOLDER")]
 KeyPrefix = Annotated[str, typer.Option(envvar="LREA_KEY_PREFIX", help="what every key begins with")]
 Device = Annotated[str, typer.Option(envvar="LREA_DEVICE", help="auto, cpu or cuda")]
 BatchUsers = Annotated[int, typer.Option(min=1, help="users compressed at a time")]
@@ -54,10 +53,11 @@ app = typer.Typer(
 
 
 @app.command("build")
+@with_store
 def build_command(
     bundle: BundleDir,
     data: DataDir,
-    store: StoreUrl = DEFAULT_STORE,
+    store: StoreOptions,
     as_of: AsOf = None,
     precision: Annotated[str, typer.Option(help=f"of the pair: {', '.join(PRECISIONS)}")] = "float16",
     batch_users: BatchUsers = 256,
@@ -82,16 +82,17 @@ def build_command(
             check_prefix(key_prefix), as_of, _precision(precision), batch_users, max_write_mb_s, gate=gate
         )
         model, log = load_bundle(bundle, choose_device(device)), read_log(data)
-        with open_store(store) as opened:
+        with store.open() as opened:
             summary = build(model, log, opened, options, reporter, _finder(bundle, previous_bundle))
     _print_json(summary.as_dict())
 
 
 @app.command("verify")
+@with_store
 def verify_command(
     bundle: BundleDir,
     data: DataDir,
-    store: StoreUrl = DEFAULT_STORE,
+    store: StoreOptions,
     as_of: AsOf = None,
     batch_users: BatchUsers = 256,
     key_prefix: KeyPrefix = "lrea",
@@ -101,29 +102,31 @@ def verify_command(
     with _outcome() as reporter:
         prefix = check_prefix(key_prefix)
         model, log = load_bundle(bundle, choose_device(device)), read_log(data)
-        with open_store(store, create=False) as opened:
+        with store.open(create=False) as opened:
             manifest = read_published(opened, prefix, model.model_id, as_of)
             users = check_against_data(opened, prefix, model, log, manifest, batch_users, reporter)
     _print_json({"model_id": model.model_id, "generation": manifest.generation, "users": users, "verified": True})
 
 
 @app.command("rollback")
+@with_store
 def rollback_command(
-    store: StoreUrl = DEFAULT_STORE,
+    store: StoreOptions,
     generation: Annotated[str | None, typer.Option(help="current or previous; default: the one before")] = None,
     count: Annotated[bool, typer.Option(help="first look whether all its records are there")] = True,
     key_prefix: KeyPrefix = "lrea",
 ) -> None:
     """Publish the generation before the current one again; nothing is deleted."""
-    with _outcome() as reporter, open_store(store, create=False) as opened:
+    with _outcome() as reporter, store.open(create=False) as opened:
         pointer = roll_back(opened, check_prefix(key_prefix), generation, count, reporter)
     _print_json(orjson.loads(pointer.to_json()))
 
 
 @app.command("status")
-def status_command(store: StoreUrl = DEFAULT_STORE, key_prefix: KeyPrefix = "lrea") -> None:
+@with_store
+def status_command(store: StoreOptions, key_prefix: KeyPrefix = "lrea") -> None:
     """What is published, what it holds, and who is building."""
-    with _outcome() as reporter, open_store(store, create=False) as opened:
+    with _outcome() as reporter, store.open(create=False) as opened:
         found = read_status(opened, check_prefix(key_prefix))
         for line in found.lines():
             reporter.note(line)

