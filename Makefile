@@ -22,10 +22,10 @@ LOADTEST_BUNDLES ?= .demo/bundles
 LOADTEST_USERS ?= 8
 LOADTEST_SECONDS ?= 30
 
-.PHONY: help setup demo serve test check bench format loadtest lock clean
+.PHONY: help setup demo serve test check bench bench-builder format loadtest lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY) ## make .venv and install the locked dependencies
 
@@ -57,6 +57,12 @@ format: $(READY) ## rewrite the code as `make check` wants it
 
 bench: $(READY) ## measure the absorbed head beside what it replaces, about a minute
 	$(BIN)/python -m loadtest.bench
+
+bench-builder: $(READY) ## measure a cache build beside its parts, about ten minutes and 12 GB of memory
+	$(BIN)/python scripts/bench_builder.py --order grouped
+	$(BIN)/python scripts/bench_builder.py --order shuffled --loop 0
+	$(BIN)/python scripts/bench_builder.py --users 2000 --rows 10000 --loop 100
+	$(BIN)/python scripts/bench_builder.py --memory
 
 loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles, fail on any wrong answer
 	LREA_STORE_URL=$(LOADTEST_STORE) LREA_BUNDLES_DIR=$(LOADTEST_BUNDLES) $(BIN)/locust -f loadtest/locustfile.py \

@@ -10,6 +10,7 @@ Each ends with one line of JSON on stdout and exit code 0, or with one message o
 Ctrl-C or SIGTERM). A store is redis://, redis+cluster://, either of them over TLS, unix:// or embedded:FOLDER.
 """
 
+import os
 import signal
 import sys
 import time
@@ -22,26 +23,31 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from cache_builder.build import BuildOptions, build
+from cache_builder.build import build
 from cache_builder.embedded import serve_folder
 from cache_builder.errors import BuilderError, InputError
 from cache_builder.gate import GateOptions
+from cache_builder.job_metrics import reporting
+from cache_builder.options import BuildOptions
 from cache_builder.rollback import roll_back
+from cache_builder.source import open_source
 from cache_builder.status import read_status
 from cache_builder.store import Store
 from cache_builder.store_options import StoreOptions, with_store
 from cache_builder.verify import check_against_data, read_published
+from cache_builder.workers import Processes, ThisProcess, Workers
+from model.allocator import keep_freed_memory
 from model.bundle import Bundle, load_bundle
 from model.cache_format import PRECISIONS, Precision, check_prefix
 from model.device import choose_device
-from model.log.behaviours import read_log
 from model.progress import Reporter, stderr_reporter
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 WATCH_EVERY_S = 1.0
+PARALLEL_ROWS = 20_000_000  # fewer are done before a second process has loaded the model
 
 BundleDir = Annotated[Path, typer.Option("--bundle", help="folder of the trained model")]
-DataDir = Annotated[Path, typer.Option("--data", help="folder with interactions.parquet")]
+Data = Annotated[str, typer.Option("--data", help="data folder; or Parquet file, folder, glob or URL of interactions")]
 KeyPrefix = Annotated[str, typer.Option(envvar="LREA_KEY_PREFIX", help="what every key begins with")]
 Device = Annotated[str, typer.Option(envvar="LREA_DEVICE", help="auto, cpu or cuda")]
 BatchUsers = Annotated[int, typer.Option(min=1, help="users compressed at a time")]
@@ -56,17 +62,27 @@ app = typer.Typer(
 @with_store
 def build_command(
     bundle: BundleDir,
-    data: DataDir,
+    data: Data,
     store: StoreOptions,
     as_of: AsOf = None,
     precision: Annotated[str, typer.Option(help=f"of the pair: {', '.join(PRECISIONS)}")] = "float16",
     batch_users: BatchUsers = 256,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; default: one per core where the data is large, on CUDA 1")
+    ] = None,
+    shard_rows: Annotated[int, typer.Option(min=1, help="rows of a shard, the unit of work, about")] = 1_000_000,
+    work: Annotated[
+        Path, typer.Option(envvar="LREA_WORK_DIR", help="folder for shards, ledgers and quarantine")
+    ] = Path(".lrea-build"),
+    resume: Annotated[bool, typer.Option("--resume", help="go on with what a stopped build left in --work")] = False,
+    max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="of the rows, that cannot be used")] = 0.001,
     max_write_mb_s: Annotated[float | None, typer.Option(help="MB of records a second, to spare the readers")] = None,
     min_coverage: Annotated[float, typer.Option(min=0, help="users, as a part of the published generation's")] = 0.9,
     max_unknown: Annotated[float, typer.Option(min=0, help="of the behaviours, items the model does not know")] = 0.5,
     max_memory: Annotated[float, typer.Option(min=0, help="of the store's maxmemory, with all records in it")] = 0.95,
     max_norm_drift: Annotated[float, typer.Option(min=0, help="of the pairs' mean norm, same users and model")] = 0.5,
     max_score_drift: Annotated[float, typer.Option(min=0, help="mean change of a probability")] = 0.2,
+    metrics_file: Annotated[Path | None, typer.Option(help="textfile for a Prometheus node exporter (.prom)")] = None,
     previous_bundle: Annotated[
         Path | None, typer.Option(help="of the published model, for its scores; default: beside --bundle")
     ] = None,
@@ -74,24 +90,26 @@ def build_command(
     device: Device = "auto",
 ) -> None:
     """Write a new generation, verify it, and only then publish it."""
-    with _outcome() as reporter:
+    with _outcome() as reporter, reporting(metrics_file, key_prefix) as done:
         gate = GateOptions(min_coverage, max_unknown, max_memory, max_norm_drift, max_score_drift)
         if max_write_mb_s is not None and not 0 < max_write_mb_s < float("inf"):
             raise InputError(f"--max-write-mb-s is {max_write_mb_s:g}: wanted more than 0, or leave it out")
         options = BuildOptions(
-            check_prefix(key_prefix), as_of, _precision(precision), batch_users, max_write_mb_s, gate=gate
-        )
-        model, log = load_bundle(bundle, choose_device(device)), read_log(data)
-        with store.open() as opened:
-            summary = build(model, log, opened, options, reporter, _finder(bundle, previous_bundle))
-    _print_json(summary.as_dict())
+            check_prefix(key_prefix), as_of, _precision(precision), batch_users, max_write_mb_s,
+            gate=gate, work=work, resume=resume, shard_rows=shard_rows, max_bad_fraction=max_bad_fraction,
+        )  # fmt: skip
+        model = load_bundle(bundle, choose_device(device))
+        rows = open_source(data).rows
+        with store.open() as opened, _workers(workers, rows, bundle, model, opened) as engine:
+            done.append(build(model, data, opened, engine, options, reporter, _finder(bundle, previous_bundle)))
+    _print_json(done[0].as_dict())
 
 
 @app.command("verify")
 @with_store
 def verify_command(
     bundle: BundleDir,
-    data: DataDir,
+    data: Data,
     store: StoreOptions,
     as_of: AsOf = None,
     batch_users: BatchUsers = 256,
@@ -101,10 +119,10 @@ def verify_command(
     """Compress the data anew and compare every published record with it."""
     with _outcome() as reporter:
         prefix = check_prefix(key_prefix)
-        model, log = load_bundle(bundle, choose_device(device)), read_log(data)
+        model, source = load_bundle(bundle, choose_device(device)), open_source(data)
         with store.open(create=False) as opened:
             manifest = read_published(opened, prefix, model.model_id, as_of)
-            users = check_against_data(opened, prefix, model, log, manifest, batch_users, reporter)
+            users = check_against_data(opened, prefix, model, source, manifest, batch_users, reporter)
     _print_json({"model_id": model.model_id, "generation": manifest.generation, "users": users, "verified": True})
 
 
@@ -178,6 +196,19 @@ def _watch(url: str) -> None:
                 store.ping()
         except KeyboardInterrupt:
             return
+
+
+@contextmanager
+def _workers(asked: int | None, rows: int, folder: Path, model: Bundle, store: Store) -> Iterator[Workers]:
+    """This process alone where the data is small, for others take seconds to start, or where they would share a GPU."""
+    cores = os.cpu_count() or 1
+    count = asked or (cores if rows >= PARALLEL_ROWS and model.device.type == "cpu" else 1)
+    if count == 1:
+        keep_freed_memory()
+        yield ThisProcess(model, store)
+        return
+    with Processes(folder, str(model.device), store.address, count, max(1, cores // count)) as processes:
+        yield processes
 
 
 def _finder(bundle: Path, previous: Path | None) -> Callable[[str], Bundle | None]:

@@ -1,56 +1,71 @@
-"""The job: a bundle and a data folder become a generation in the store, published only when it is whole.
+"""The job: a bundle and logs of any size become a generation in the store, published only when it is whole.
 
-    check what goes in → lock → delete leftovers → write records and manifest → read everything back → gate (gate.py)
-    → flip the pointer → let what fell out of it expire → unlock
+    look at what goes in → lock → delete leftovers → shards (partition.py) → write each (shard.py) → manifest
+    → read everything back → gate (gate.py) → flip the pointer → let what fell out of it expire → unlock
 
-Whatever fails, Ctrl-C included, the pointer is untouched and the generation is deleted. Where the store cannot be
-reached for that, or the builder itself is killed, the next build deletes it.
+Whatever fails, the pointer is untouched. A build that was refused is deleted with all that it wrote. One that was
+stopped from outside (Ctrl-C, a kill, a store that went away) stays where it is: `resume` goes on from the last shard
+that the store has answered for, and a build without it deletes what was written.
 """
 
-import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from cache_builder.drift import check_norm_drift, check_score_drift, sample_records
-from cache_builder.errors import BuilderError, InputError, LockHeldError, StoreError, VerifyError
-from cache_builder.gate import (
-    GateOptions,
-    Measured,
-    check_coverage,
-    check_eviction,
-    check_memory,
-    check_unknown,
+from cache_builder.drift import SAMPLED_USERS, check_norm_drift, check_score_drift, sample_records
+from cache_builder.errors import (
+    BuilderError,
+    FlipRefusedError,
+    GateError,
+    GenerationGoneError,
+    InputError,
+    LockHeldError,
+    LockLostError,
+    StoreError,
+    StoreFullError,
+    VerifyError,
 )
-from cache_builder.ledger import Ledger
-from cache_builder.lock import LOCK_TTL_S, BuildLock
-from cache_builder.publish import flip, read_active, read_manifest
-from cache_builder.records import make_records
+from cache_builder.gate import Measured, check_coverage, check_eviction, check_memory, check_unknown
+from cache_builder.ledger import ShardLedger
+from cache_builder.lock import BuildLock
+from cache_builder.options import BuildOptions, Summary, facts_of, versions
+from cache_builder.partition import (
+    Partition,
+    check_bad_rows,
+    columns_of,
+    partition,
+    readable,
+    remove_shards,
+    shards_for,
+)
+from cache_builder.publish import flip, is_public, read_active, read_manifest
 from cache_builder.removal import retire, sweep, withdraw
+from cache_builder.shard import ShardTask
+from cache_builder.source import Source, open_source
 from cache_builder.store import Store
-from cache_builder.verify import check_written
-from cache_builder.writer import Writer
+from cache_builder.work import Job, WorkFolder, check_same
+from cache_builder.workers import Workers
 from model.bundle import Bundle
 from model.cache_format import (
     FORMAT_VERSION,
     ActivePointer,
     Manifest,
     ManifestError,
-    Precision,
     Published,
-    UserRecord,
-    encode,
     manifest_key,
     new_generation,
 )
-from model.log.behaviours import InteractionLog
-from model.log.user_batches import UserBatch, count_users, iterate_users, unknown_share
+from model.identifiers import Id
+from model.log.parquet_columns import DataError
 from model.progress import Reporter
 
 FindBundle = Callable[[str], Bundle | None]  # by model_id
+COMPUTED_AGAIN = 4  # shards, about, of which a batch is computed a second time before the flip
+# After one of these the same build would end the same way, or somebody else has its generation already.
+_FINAL = (GateError, VerifyError, InputError, DataError, FlipRefusedError, LockLostError, StoreFullError)
 
 
 def no_bundle(_model_id: str) -> Bundle | None:
@@ -58,74 +73,55 @@ def no_bundle(_model_id: str) -> Bundle | None:
     return None
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """What a build may be told."""
-
-    key_prefix: str = "lrea"
-    as_of: int | None = None  # behaviours before this timestamp only; None: all of them
-    precision: Precision = "float16"
-    batch_users: int = 256
-    max_write_mb_s: float | None = None  # 10⁶ bytes of records a second; None: no limit
-    lock_ttl_s: float = LOCK_TTL_S
-    gate: GateOptions = field(default_factory=GateOptions)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a build did."""
-
-    model_id: str
-    generation: str
-    epoch: int
-    as_of: int | None
-    precision: Precision
-    users: int
-    record_bytes: int
-    bytes_per_user: float
-    seconds: float
-    users_per_s: float
-    gate: Measured
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
 def build(
-    bundle: Bundle, log: InteractionLog, store: Store, options: BuildOptions, reporter: Reporter,
+    bundle: Bundle, data: str | Path, store: Store, workers: Workers, options: BuildOptions, reporter: Reporter,
     find_bundle: FindBundle = no_bundle,
 ) -> Summary:  # fmt: skip
     """Write, verify and publish a new generation.
 
-    find_bundle: the published model, where it is another one than `bundle`, to measure how far scores move.
-    Raises BuilderError, DataError if the log does not fit the bundle, or ManifestError for a broken pointer.
+    data: what `open_source` takes. find_bundle: the published model, where it is another one than `bundle`, to measure
+    how far scores move. Raises BuilderError, DataError if the data does not fit the bundle, or ManifestError for a
+    broken pointer.
     """
     started = time.monotonic()
-    users = check_inputs(bundle, log, options)
-    batches, source = iterate_users(log, bundle, options.as_of, options.batch_users), log.source_fingerprint()
-    unknown = check_unknown(unknown_share(log, bundle, options.as_of), options.gate)
+    source = open_source(str(data))
+    check_inputs(bundle, options)
+    readable(source, columns_of(source, bundle))
+    with WorkFolder.hold(options.work) as work:
+        facts = facts_of(bundle, source, store, workers, options)
+        begun = work.job() if options.resume else None
+        if options.resume and begun is None:
+            reporter.note(f"nothing to go on with in {options.work}: this build begins anew")
+        if begun is not None:
+            check_same(begun.facts, facts)
+            done = _published_before(store, options, begun)
+            if done is not None:
+                _begin(store, options, begun)[1].release()
+                work.clear()
+                return _summary(done, Measured(0), begun, read_active(store, options.key_prefix), started)
+        job, lock = _begin(store, options, begun) if begun else _begin_anew(bundle, store, options, work, facts)
+        run = _Run(bundle, source, store, workers, options, reporter, find_bundle, work, lock, job)
+        return run.all(started)
+
+
+def _begin(store: Store, options: BuildOptions, begun: Job) -> tuple[Job, BuildLock]:
+    lock = BuildLock(store, options.key_prefix, begun.published, options.lock_ttl_s, begun.lock.encode())
+    return begun, lock
+
+
+def _begin_anew(
+    bundle: Bundle, store: Store, options: BuildOptions, work: WorkFolder, facts: dict[str, Any]
+) -> tuple[Job, BuildLock]:
+    work.clear()
     published = Published(bundle.model_id, new_generation(datetime.now(UTC)))
     lock = BuildLock(store, options.key_prefix, published, options.lock_ttl_s)
-    job = _Job(bundle, source, store, options, reporter, published, lock, find_bundle)
-    try:
-        lock.acquire()
-        replaced = read_active(store, options.key_prefix)
-        sweep(store, options.key_prefix, lock, reporter.note)
-        manifest, measured = job.write(users, unknown, batches, replaced)
-        pointer = flip(store, options.key_prefix, lock, replaced, published)
-        job.retire()
-    except LockHeldError:
-        raise
-    except BaseException:  # Ctrl-C too
-        job.withdraw()
-        raise
-    job.release()
-    return _summary(manifest, measured, pointer, time.monotonic() - started)
+    job = Job(facts, published, time.time_ns() // 1_000_000, lock.value.decode())
+    work.note(job)  # before the lock is taken: who goes on has to have it
+    return job, lock
 
 
-def check_inputs(bundle: Bundle, log: InteractionLog, options: BuildOptions) -> int:
-    """The number of users to build. Raises InputError if bundle, data and options do not fit together."""
+def check_inputs(bundle: Bundle, options: BuildOptions) -> None:
+    """Raises InputError if bundle and options do not fit together."""
     if not bundle.config.cacheable:
         raise InputError(
             f"model {bundle.model_id} cannot be cached: its long attention {bundle.config.long_attention} reads the "
@@ -137,138 +133,236 @@ def check_inputs(bundle: Bundle, log: InteractionLog, options: BuildOptions) -> 
             f"as-of {options.as_of} is before the training cut {cut} of model {bundle.model_id}, "
             f"which has seen what such a cache would not: build as of {cut} or later"
         )
-    users = count_users(log, options.as_of)
-    if users == 0:
-        before = "" if options.as_of is None else f" before {options.as_of}"
-        raise InputError(f"{log.folder} has no user with a behaviour{before}: an empty cache is never published")
-    return users
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One build of one generation."""
+class _Run:
+    """One process's part in building one generation."""
 
-    bundle: Bundle
-    source: dict[str, str]  # fingerprint of each file that the log is from
-    store: Store
-    options: BuildOptions
-    reporter: Reporter
-    published: Published
-    lock: BuildLock
-    find_bundle: FindBundle
+    def __init__(
+        self, bundle: Bundle, source: Source, store: Store, workers: Workers, options: BuildOptions,
+        reporter: Reporter, find_bundle: FindBundle, work: WorkFolder, lock: BuildLock, job: Job,
+    ) -> None:  # fmt: skip
+        self._bundle, self._source, self._store, self._workers = bundle, source, store, workers
+        self._options, self._reporter, self._find_bundle = options, reporter, find_bundle
+        self._work, self._lock, self._job = work, lock, job
+        self._prefix = options.key_prefix
 
-    def write(
-        self, users: int, unknown: float, batches: Iterator[UserBatch], active: ActivePointer | None
-    ) -> tuple[Manifest, Measured]:
+    def all(self, started: float) -> Summary:
+        """From the lock to its release."""
+        try:
+            self._lock.acquire()
+            replaced = read_active(self._store, self._prefix)
+            sweep(self._store, self._prefix, self._lock, self._reporter.note)
+            manifest, measured = self._write(replaced)
+            pointer = flip(self._store, self._prefix, self._lock, replaced, self._job.published)
+            self._retire()
+        except (LockHeldError, GenerationGoneError) as error:
+            if self._job.partition is None or isinstance(error, GenerationGoneError):
+                self._work.clear()  # there is nothing to go on with
+            raise
+        except _FINAL:
+            self._withdraw()
+            raise
+        except BaseException:  # Ctrl-C too
+            self._stop()
+            raise
+        self._work.clear()
+        self._release()
+        return _summary(manifest, measured, self._job, pointer, started)
+
+    def _write(self, active: ActivePointer | None) -> tuple[Manifest, Measured]:
         """Write and verify all records and the manifest, and pass the gate. Only the flip is missing after it."""
         current = active.current if active else None
-        coverage = check_coverage(users, self._published_manifest(current), self.options.gate)
-        check_eviction(self.store)
-        built_at_ms = time.time_ns() // 1_000_000
-        ledger, memory = self._write_records(users, batches, built_at_ms)
-        if len(ledger) != users:
-            raise VerifyError(
-                f"{len(ledger)} records were written for {users} users: nothing was published, build again"
-            )
-        manifest = self._manifest(ledger, built_at_ms)
-        key = manifest_key(self.options.key_prefix, self.published.model_id, self.published.generation)
-        self.store.set_many([(key, manifest.to_json())])
-        check_written(
-            self.store, self.options.key_prefix, manifest, ledger, self.bundle.record_shape, self.reporter,
-            self.lock.renew,
-        )  # fmt: skip
-        return manifest, Measured(unknown, coverage, memory, *self._drift(current, ledger))
+        part = self._job.partition or self._partition()
+        check_bad_rows(part, self._work.path, self._options.max_bad_fraction)
+        if part.bad_rows:
+            self._reporter.note(f"{part.bad_rows:,} of {part.rows:,} rows are bad: see {self._work.quarantine}")
+        if part.users == 0:
+            raise self._nobody()
+        published = self._published_manifest(current)
+        check_coverage(part.users, published, self._options.gate)
+        check_eviction(self._store)
+        ledgers, memory = self._write_shards(part.users)
+        users = sum(map(len, ledgers))
+        if users == 0:
+            raise self._nobody()
+        coverage = check_coverage(users, published, self._options.gate)
+        unknown = check_unknown(_unknown_share(ledgers), self._options.gate)
+        manifest = self._manifest(users, ledgers)
+        key = manifest_key(self._prefix, manifest.model_id, manifest.generation)
+        self._store.set_many([(key, manifest.to_json())])
+        self._reporter.start("verify", users, "users")
+        shards = self._work.shards()
+        again = set(shards[:: max(1, len(shards) // COMPUTED_AGAIN)])
+        self._workers.check(self._task(), shards, again, self._reporter.advance)
+        found = read_manifest(self._store, self._prefix, self._job.published)
+        self._lock.renew()  # before it is judged: whoever took the lock over deletes what we wrote
+        if found != manifest:
+            raise VerifyError(f"the manifest in {self._store.name} is not the one that was written: build again")
+        return manifest, Measured(unknown, coverage, memory, *self._drift(current, _sampled(ledgers)))
 
-    def _drift(self, current: Published | None, ledger: Ledger) -> tuple[float | None, float | None]:
+    def _partition(self) -> Partition:
+        columns = columns_of(self._source, self._bundle)
+        shards = shards_for(self._source.rows, self._options.shard_rows)
+        self._reporter.start("read", self._source.rows, "rows")
+        remove_shards(self._work.path)  # what a build that was stopped here has left
+        part = partition(self._source, columns, shards, self._work.path, self._options.as_of)
+        self._reporter.advance(self._source.rows)
+        if open_source(self._source.place).fingerprint() != self._source.fingerprint():
+            raise DataError(f"{self._source.place} has changed while it was read: build again")
+        self._job = replace(self._job, partition=part)
+        self._work.note(self._job)
+        return part
+
+    def _write_shards(self, users: int) -> tuple[list[ShardLedger], float | None]:
+        """Every shard's ledger, and the memory that the gate predicts."""
+        task, shards, memory, checked = self._task(), self._work.shards(), None, False
+        while True:
+            servers = tuple(self._store.server_ids())
+            ledgers = {shard: self._work.ledger(shard) for shard in shards}
+            # What another server process answered for, this one may not have.
+            left = [shard for shard, ledger in ledgers.items() if ledger is None or ledger.servers != servers]
+            if not left:
+                return [ledger for ledger in ledgers.values() if ledger is not None], memory
+            written = sum(len(ledger) for shard, ledger in ledgers.items() if ledger is not None and shard not in left)
+            self._reporter.start("write", users, "users")
+            self._reporter.advance(written)
+            for shard in self._workers.write(task, left, self._reporter.advance):
+                ledger = self._work.ledger(shard)
+                assert ledger is not None
+                written += len(ledger)
+                if not checked and len(ledger):
+                    checked = True
+                    check_unknown(_unknown_share([ledger]), self._options.gate)
+                    memory = check_memory(
+                        self._store, self._prefix, self._job.published, ledger, users - written, self._options.gate
+                    )
+
+    def _task(self) -> ShardTask:
+        options, limit = self._options, self._options.max_write_mb_s
+        return ShardTask(
+            work=self._work.path,
+            key_prefix=self._prefix,
+            published=self._job.published,
+            built_at_ms=self._job.built_at_ms,
+            as_of=options.as_of,
+            precision=options.precision,
+            batch_users=options.batch_users,
+            max_bytes_per_s=None if limit is None else limit * 1e6 / self._workers.count,
+            lock=self._lock.value,
+            lock_ttl_s=options.lock_ttl_s,
+        )
+
+    def _drift(self, current: Published | None, user_ids: Sequence[Id]) -> tuple[float | None, float | None]:
         """Of norms, which only generations of one model have in common, and of scores."""
         if current is None:
             return None, None
-        same = current.model_id == self.bundle.model_id
-        active = self.bundle if same else self.find_bundle(current.model_id)
+        same = current.model_id == self._bundle.model_id
+        active = self._bundle if same else self._find_bundle(current.model_id)
         if active is None:
-            self.reporter.note(
+            self._reporter.note(
                 f"score drift is not measured: no bundle of the published model {current.model_id} is beside this one; "
                 "--previous-bundle names it"
             )
             return None, None
-        before, after = (current, active), (self.published, self.bundle)
-        pairs = sample_records(self.store, self.options.key_prefix, before, after, ledger)
-        gate = self.options.gate
+        before, after = (current, active), (self._job.published, self._bundle)
+        pairs = sample_records(self._store, self._prefix, before, after, user_ids)
+        gate = self._options.gate
         norm = check_norm_drift(pairs, gate) if same else None
-        return norm, check_score_drift(pairs, active, self.bundle, gate)
+        return norm, check_score_drift(pairs, active, self._bundle, gate)
 
     def _published_manifest(self, current: Published | None) -> Manifest | None:
         try:
-            return read_manifest(self.store, self.options.key_prefix, current) if current else None
+            return read_manifest(self._store, self._prefix, current) if current else None
         except ManifestError as error:  # it is about to be replaced
-            self.reporter.note(f"nothing to measure coverage against: {error}")
+            self._reporter.note(f"nothing to measure coverage against: {error}")
             return None
 
-    def _write_records(self, users: int, batches: Iterator[UserBatch], built_at_ms: int) -> tuple[Ledger, float | None]:
-        self.reporter.start("write", users, "users")
-        memory = None
-        limit = self.options.max_write_mb_s
-        writer = Writer(self.store, self.options.key_prefix, self.published, None if limit is None else limit * 1e6)
-        for batch in batches:
-            self.lock.renew()  # asks the store: whoever else has the lock deletes what we write
-            for record in make_records(self.bundle, batch, self.published, built_at_ms):
-                self._put(writer, record)
-            if len(writer.ledger) == len(batch.user_ids):  # the first batch
-                writer.flush()
-                prefix, gate = self.options.key_prefix, self.options.gate
-                memory = check_memory(self.store, prefix, self.published, writer.ledger, users, gate)
-            self.reporter.advance(len(batch.user_ids))
-        writer.flush()
-        return writer.ledger, memory
-
-    def _put(self, writer: Writer, record: UserRecord) -> None:
-        try:
-            data = encode(record, shape=self.bundle.record_shape, precision=self.options.precision)
-            writer.put(record.user_id, data)
-        except ValueError as error:
-            raise InputError(f"user {record.user_id!r} has no record: {error}") from error
-
-    def _manifest(self, ledger: Ledger, built_at_ms: int) -> Manifest:
+    def _manifest(self, users: int, ledgers: Sequence[ShardLedger]) -> Manifest:
         return Manifest(
             format_version=FORMAT_VERSION,
-            model_id=self.published.model_id,
-            generation=self.published.generation,
-            users=len(ledger),
-            record_bytes=ledger.record_bytes,
-            precision=self.options.precision,
-            as_of=self.options.as_of,
-            built_at_ms=built_at_ms,
-            user_kind=self.bundle.user_kind,
-            shape=self.bundle.record_shape,
-            source=self.source,
-            versions=_versions(),
+            model_id=self._job.published.model_id,
+            generation=self._job.published.generation,
+            users=users,
+            record_bytes=sum(ledger.record_bytes for ledger in ledgers),
+            precision=self._options.precision,
+            as_of=self._options.as_of,
+            built_at_ms=self._job.built_at_ms,
+            user_kind=self._bundle.user_kind,
+            shape=self._bundle.record_shape,
+            source=self._source.fingerprint(),
+            versions=versions(),
         )
 
-    def withdraw(self) -> None:
-        """After a failure: leave nothing of this build behind, or say what is left."""
-        generation = self.published.generation
-        try:
-            if not withdraw(self.store, self.options.key_prefix, self.lock, self.published):
-                self.reporter.note(f"generation {generation} had been published when this was interrupted: it stays")
-        except (StoreError, ManifestError) as error:
-            self.reporter.note(f"what was written of generation {generation} stays until the next build: {error}")
+    def _nobody(self) -> InputError:
+        before = "" if self._options.as_of is None else f" before {self._options.as_of}"
+        return InputError(
+            f"{self._source.place} has no user with a behaviour{before}: an empty cache is never published"
+        )
 
-    def retire(self) -> None:
+    def _withdraw(self) -> None:
+        """After a refusal: leave nothing of this build behind, or say what is left."""
+        self._work.clear()
+        generation = self._job.published.generation
+        try:
+            if not withdraw(self._store, self._prefix, self._lock, self._job.published):
+                self._reporter.note(f"generation {generation} had been published when this was interrupted: it stays")
+        except (StoreError, ManifestError) as error:
+            self._reporter.note(f"what was written of generation {generation} stays until the next build: {error}")
+
+    def _stop(self) -> None:
+        """After an interruption: let others build, and say how to go on."""
+        generation, pointer = self._job.published.generation, None
+        try:
+            pointer = self._lock.release()
+        except (StoreError, ManifestError) as error:
+            self._reporter.note(f"the build lock stays until it expires: {error}")
+        if is_public(self._job.published, pointer):
+            self._work.clear()
+            self._reporter.note(f"generation {generation} had been published when this was interrupted: it stays")
+        else:
+            self._reporter.note(f"generation {generation} is not whole: --resume goes on, a build without deletes it")
+
+    def _retire(self) -> None:
         """After the flip: let what fell out of the pointer expire, or say that it waits."""
         try:
-            retire(self.store, self.options.key_prefix, self.lock)
+            retire(self._store, self._prefix, self._lock)
         except BuilderError as error:
-            self.reporter.note(f"published, but older generations keep their memory until the next build: {error}")
+            self._reporter.note(f"published, but older generations keep their memory until the next build: {error}")
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """After a success: let the next build begin."""
         try:
-            self.lock.release()
+            self._lock.release()
         except (StoreError, ManifestError) as error:
-            self.reporter.note(f"published, but the build lock stays until it expires: {error}")
+            self._reporter.note(f"published, but the build lock stays until it expires: {error}")
 
 
-def _summary(manifest: Manifest, measured: Measured, pointer: ActivePointer, seconds: float) -> Summary:
+def _published_before(store: Store, options: BuildOptions, begun: Job) -> Manifest | None:
+    """The manifest of what was begun, if the process before this one had published it when it ended."""
+    pointer = read_active(store, options.key_prefix)
+    if pointer is None or pointer.current != begun.published:
+        return None
+    return read_manifest(store, options.key_prefix, begun.published)
+
+
+def _unknown_share(ledgers: Sequence[ShardLedger]) -> float:
+    return sum(ledger.unknown for ledger in ledgers) / max(1, sum(ledger.behaviours for ledger in ledgers))
+
+
+def _sampled(ledgers: Sequence[ShardLedger]) -> list[Id]:
+    """Users from every shard, evenly spread over each, SAMPLED_USERS in all."""
+    each = max(1, SAMPLED_USERS // len(ledgers))
+    chosen = [user_id for ledger in ledgers for user_id in ledger.user_ids[:: max(1, len(ledger) // each)][:each]]
+    return chosen[:SAMPLED_USERS]
+
+
+def _summary(
+    manifest: Manifest, measured: Measured, job: Job, pointer: ActivePointer | None, started: float
+) -> Summary:
+    seconds = time.monotonic() - started
+    assert pointer is not None
+    assert job.partition is not None
     return Summary(
         model_id=manifest.model_id,
         generation=manifest.generation,
@@ -276,19 +370,11 @@ def _summary(manifest: Manifest, measured: Measured, pointer: ActivePointer, sec
         as_of=manifest.as_of,
         precision=manifest.precision,
         users=manifest.users,
+        rows=job.partition.rows,
+        bad_rows=job.partition.bad_rows,
         record_bytes=manifest.record_bytes,
         bytes_per_user=round(manifest.record_bytes / manifest.users, 1),
         seconds=round(seconds, 3),
         users_per_s=round(manifest.users / seconds, 1),
         gate=measured,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("lrea", "numpy", "torch"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            found[package] = "unknown"
-    return found

@@ -13,25 +13,22 @@ import torch
 
 from cache_builder.errors import GateError
 from cache_builder.gate import GateOptions, record_keys
-from cache_builder.ledger import Ledger
 from cache_builder.store import Store
 from model.bundle import Bundle
 from model.cache_format import Published, RecordError, UserRecord, decode
 from model.identifiers import Id
 from model.ranker import ScoringInput
 
-SAMPLED_USERS = 256  # evenly spread over the build's order
+SAMPLED_USERS = 256  # spread over the shards, which are samples themselves
 SAMPLED_ITEMS = 64  # known to both models
 Pairs = list[tuple[UserRecord, UserRecord]]  # the same user's published record and the new one
 Floats = npt.NDArray[np.float64]
 
 
 def sample_records(
-    store: Store, prefix: str, active: tuple[Published, Bundle], new: tuple[Published, Bundle], ledger: Ledger
+    store: Store, prefix: str, active: tuple[Published, Bundle], new: tuple[Published, Bundle], user_ids: Sequence[Id]
 ) -> Pairs:
-    """Published and new records of sampled users, of those who have both."""
-    step = max(1, len(ledger) // SAMPLED_USERS)
-    user_ids = ledger.user_ids[::step][:SAMPLED_USERS]
+    """Published and new records of these users, of those who have both."""
     before, after = (dict(_records(store, prefix, *one, user_ids)) for one in (active, new))
     return [(before[user_id], after[user_id]) for user_id in user_ids if user_id in before and user_id in after]
 

@@ -2,9 +2,12 @@
 
 BuilderError
 ├── StoreError         the store did not do what it was asked to (translated in store.py and embedded.py)
+│   └── StoreFullError   because it has no memory left
 ├── InputError         bundle, data and options do not fit together
 ├── LockHeldError      somebody else is building; nothing was written
 ├── LockLostError      our lock expired or was taken over
+├── GenerationGoneError  what was to be gone on with is not there any more
+├── WorkerError        a process that helped died
 ├── FlipRefusedError   what is active changed since we looked, or the lock is no longer ours
 ├── GateError          the new generation differs too much from the published one, or does not fit into the store
 └── VerifyError        the store does not hold what it should
@@ -19,6 +22,10 @@ class StoreError(BuilderError):
     """The store did not do what it was asked to."""
 
 
+class StoreFullError(StoreError):
+    """The store has no memory left."""
+
+
 class InputError(BuilderError):
     """Bundle, data and options do not fit together."""
 
@@ -29,6 +36,14 @@ class LockHeldError(BuilderError):
 
 class LockLostError(BuilderError):
     """The build lock is no longer ours."""
+
+
+class GenerationGoneError(BuilderError):
+    """The generation that was begun is published, or given up."""
+
+
+class WorkerError(BuilderError):
+    """A worker process died."""
 
 
 class FlipRefusedError(BuilderError):

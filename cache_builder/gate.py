@@ -1,9 +1,9 @@
 """What a new generation has to pass before it is published, measured against the one that is.
 
     coverage     users of the data, as a part of the published generation's          before anything is written
-    unknown      behaviours with an item that the model does not know, as a part     before anything is written
     eviction     whether the store would rather drop records than refuse one         before anything is written
-    memory       the store's memory with all records in it, as a part of its limit   after the first batch
+    unknown      behaviours with an item that the model does not know, as a part     after the first shard, and the last
+    memory       the store's memory with all records in it, as a part of its limit   after the first shard
     drift        of sampled users' pairs and scores (drift.py)                       before the flip
 
 A refusal names the check and its figure; nothing is published then, and what was written is deleted.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cache_builder.errors import GateError
-from cache_builder.ledger import Ledger
+from cache_builder.ledger import ShardLedger
 from cache_builder.store import Store
 from model.cache_format import Manifest, Published, record_key
 from model.identifiers import Id
@@ -78,21 +78,21 @@ def check_eviction(store: Store) -> None:
 
 
 def check_memory(
-    store: Store, prefix: str, new: Published, ledger: Ledger, users: int, options: GateOptions
+    store: Store, prefix: str, new: Published, ledger: ShardLedger, users: int, options: GateOptions
 ) -> float | None:
     """Raise GateError if all records will not fit, judged by the first ones.
 
-    ledger: of the records that are in the store already, one at least; users: how many there will be.
+    ledger: of records that are in the store already; users: how many more there will be.
     """
     memory = store.memory()
-    if not memory.limit:
+    if not memory.limit or not len(ledger):
         return None
     sizes = store.memory_of(record_keys(prefix, new, ledger.user_ids[:MEASURED_KEYS]))
     each = sum(sizes) / len(sizes)
-    share = (memory.used + each * (users - len(ledger))) / memory.limit
+    share = (memory.used + each * users) / memory.limit
     if share > options.max_memory:
         raise GateError(
-            f"memory would be {share:.2f} of maxmemory, wanted {options.max_memory:g} or less: {users} users need "
+            f"memory would be {share:.2f} of maxmemory, wanted {options.max_memory:g} or less: {users} more users need "
             f"{each * users / 1e6:,.1f} MB ({each:,.0f} bytes each), {store.name} uses {memory.used / 1e6:,.1f} MB of "
             f"{memory.limit / 1e6:,.1f}; raise maxmemory, take a smaller --precision, or raise --max-memory"
         )

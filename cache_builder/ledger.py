@@ -1,16 +1,25 @@
-"""What a build has written, user by user, so that reading it back can be compared with something.
+"""What a build has written of one shard, user by user, so that reading it back can be compared with something.
 
-16 bytes and an id per user: about half a gigabyte for 10 million.
+A shard's ledger is a file, there from the moment on that the store has answered for every record, and whole or not
+there at all: it is what `--resume` goes by. It also says which server processes took the records in, because one that
+was restarted may have forgotten what it answered for.
 """
 
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
 import xxhash
 
 from model.identifiers import Id
+
+_FACTS = b"lrea"
 
 
 class Entry(NamedTuple):
@@ -21,19 +30,16 @@ class Entry(NamedTuple):
     digest: int  # of the bytes
 
 
-@dataclass
-class Ledger:
-    """The records of one build, in the order in which they were written."""
+@dataclass(frozen=True)
+class ShardLedger:
+    """The records of one shard, in the order in which they were written."""
 
-    user_ids: list[Id] = field(default_factory=list)
-    sizes: "array[int]" = field(default_factory=lambda: array("Q"))
-    digests: "array[int]" = field(default_factory=lambda: array("Q"))
-
-    def add(self, user_id: Id, data: bytes) -> None:
-        """Note one record."""
-        self.user_ids.append(user_id)
-        self.sizes.append(len(data))
-        self.digests.append(digest(data))
+    user_ids: Sequence[Id]
+    sizes: npt.NDArray[np.int64]
+    digests: npt.NDArray[np.uint64]
+    behaviours: int  # of all histories of the shard
+    unknown: int  # those of an item that the model does not know
+    servers: tuple[str, ...]  # the processes that hold the records
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -41,15 +47,45 @@ class Ledger:
     @property
     def record_bytes(self) -> int:
         """Bytes of all records."""
-        return sum(self.sizes)
+        return int(self.sizes.sum())
 
     def chunks(self, size: int) -> Iterator[list[Entry]]:
         """All entries, `size` at a time."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            yield [
-                Entry(*entry) for entry in zip(self.user_ids[part], self.sizes[part], self.digests[part], strict=True)
-            ]
+            columns = (self.user_ids[part], self.sizes[part].tolist(), self.digests[part].tolist())
+            yield [Entry(*entry) for entry in zip(*columns, strict=True)]
+
+    def save(self, path: Path) -> None:
+        """Write the file in one step, and to the disk before it has its name."""
+        facts = {"behaviours": self.behaviours, "unknown": self.unknown, "servers": self.servers}
+        table = pa.table({"user_id": list(self.user_ids), "size": self.sizes, "digest": self.digests})
+        table = table.replace_schema_metadata({_FACTS: orjson.dumps(facts)})
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "ShardLedger":
+        """Read the file. Raises ValueError if it is damaged."""
+        try:
+            with pa.OSFile(str(path), "rb") as file:
+                table = pa.ipc.open_file(file).read_all()
+            facts = orjson.loads(table.schema.metadata[_FACTS])
+            return cls(
+                table["user_id"].to_pylist(),
+                table["size"].to_numpy(),
+                table["digest"].to_numpy(),
+                facts["behaviours"],
+                facts["unknown"],
+                tuple(facts["servers"]),
+            )
+        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a ledger ({error}): build without --resume") from error
 
 
 def digest(data: bytes) -> int:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 import orjson
 
-from cache_builder.errors import LockHeldError, LockLostError, StoreError
+from cache_builder.errors import GenerationGoneError, LockHeldError, LockLostError, StoreError
 from cache_builder.store import Store
 from model.cache_format import ActivePointer, Published, active_key, lock_key, unpublished_key
 
@@ -25,10 +25,13 @@ RENEWALS_PER_TTL = 4
 LOST = "the build lock expired or was taken over during the build: look who builds, then build again"
 JOIN_S = 2.0  # a renewal may be waiting for a store that hangs; it harms nobody, since the lock's value is gone
 
-# Taking the lock and noting the generation are one step: what is written later is on record before its first byte.
+# Taking the lock and noting the generation are one step: what is written later is on record before its first byte. A
+# build that goes on takes its lock again, which may not have expired, and only if its generation is still noted: else
+# somebody has begun to delete it.
 _ACQUIRE = """
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then return held end
+if ARGV[4] == '1' and redis.call('SISMEMBER', KEYS[2], ARGV[3]) == 0 then return 'gone' end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[3])
 return false
@@ -62,24 +65,40 @@ class LockValue:
 class BuildLock:
     """The lock of one build of one generation. `acquire`, then `release` in every case."""
 
-    def __init__(self, store: Store, prefix: str, building: Published, ttl_s: float = LOCK_TTL_S) -> None:
+    def __init__(
+        self, store: Store, prefix: str, building: Published, ttl_s: float = LOCK_TTL_S, begun: bytes | None = None
+    ) -> None:
+        """begun: the value of the lock that the same build had in a process that has ended; None: a new build's."""
         self._store, self._prefix, self._ttl_s = store, prefix, ttl_s
         self.building = building
         self._key = lock_key(prefix)
-        self.value = LockValue(
-            holder=f"{socket.gethostname()}:{os.getpid()}",
-            model_id=building.model_id,
-            generation=building.generation,
-            since_ms=time.time_ns() // 1_000_000,
-            token=secrets.token_hex(16),
-        ).to_json()
+        self._resumed = begun is not None
+        self.value = (
+            begun
+            or LockValue(
+                holder=f"{socket.gethostname()}:{os.getpid()}",
+                model_id=building.model_id,
+                generation=building.generation,
+                since_ms=time.time_ns() // 1_000_000,
+                token=secrets.token_hex(16),
+            ).to_json()
+        )
         self._lost, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep_renewing, name="build-lock", daemon=True)
 
     def acquire(self) -> None:
-        """Take the lock and begin to renew it. Raises LockHeldError, naming the holder."""
+        """Take the lock and begin to renew it.
+
+        Raises LockHeldError, naming the holder, or GenerationGoneError if what was begun before is not there any more.
+        """
         keys = [self._key, unpublished_key(self._prefix)]
-        held = self._store.run(_ACQUIRE, keys, [self.value, self._ttl_ms, member(self.building)])
+        values: list[str | bytes | int] = [self.value, self._ttl_ms, member(self.building), int(self._resumed)]
+        held = self._store.run(_ACQUIRE, keys, values)
+        if held == b"gone":
+            raise GenerationGoneError(
+                f"generation {self.building.generation} was published, or another build has begun to delete it: "
+                "build without --resume"
+            )
         if held is not None:
             raise LockHeldError(f"another build is running, {describe(held)}: wait until it ends or its lock expires")
         self._thread.start()
@@ -91,9 +110,11 @@ class BuildLock:
 
     def renew(self) -> None:
         """Put the expiry off. Raises LockLostError if the lock is not ours."""
-        if not self._store.run(_RENEW, [self._key], [self.value, self._ttl_ms]):
+        try:
+            keep_lock(self._store, self._prefix, self.value, self._ttl_s)
+        except LockLostError:
             self._lost.set()
-        self.check()
+            raise
 
     def release(self) -> ActivePointer | None:
         """Give the lock back, once or again; the pointer as it was then. No flip with this lock succeeds afterwards."""
@@ -115,6 +136,12 @@ class BuildLock:
                 return
             except StoreError:
                 continue  # it may answer again before the lock expires; if not, the next renewal or the flip will tell
+
+
+def keep_lock(store: Store, prefix: str, value: bytes, ttl_s: float) -> None:
+    """Put a lock's expiry off. Raises LockLostError if the lock is not the one of this value."""
+    if not store.run(_RENEW, [lock_key(prefix)], [value, round(ttl_s * 1000)]):
+        raise LockLostError(LOST)
 
 
 def member(published: Published) -> str:

@@ -13,10 +13,9 @@ from model.log.user_batches import UserBatch
 @torch.no_grad()
 def make_records(bundle: Bundle, batch: UserBatch, published: Published, built_at_ms: int) -> Iterator[UserRecord]:
     """The record of each user of the batch, in its order."""
-    long = batch.long.to(bundle.device)
-    slots = bundle.ranker.compress(long)
+    slots = bundle.ranker.compress_rows(batch.table, batch.long_UN)
     keys_URd, values_URd = slots.keys_URd.float().cpu().numpy(), slots.values_URd.float().cpu().numpy()
-    sketch_UM = bundle.ranker.sketch(long).cpu().numpy()
+    sketch_UM = bundle.ranker.sketch_rows(batch.items.hashes, batch.long_UN).cpu().numpy()
     codes_UF = batch.user_codes.cpu().numpy().astype(np.int32)
     for index, user_id in enumerate(batch.user_ids):
         yield UserRecord(

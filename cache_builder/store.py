@@ -8,6 +8,7 @@ whole store to every primary; a script's keys must share a hash tag.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 
 from cache_builder.connection import Connection, redacted, server_url
-from cache_builder.errors import StoreError
+from cache_builder.errors import StoreError, StoreFullError
 
 # By base class; tests/cache_builder/test_store.py fails when redis-py has an error that none of these covers.
 THIRD_PARTY_ERRORS: tuple[type[Exception], ...] = (
@@ -49,6 +50,15 @@ class Memory(NamedTuple):
     policy: str  # what it does when full
 
 
+@dataclass(frozen=True, repr=False)
+class Address:
+    """What a store is opened by, for another process to open it too. It has the password, if there is one."""
+
+    url: str
+    timeout_s: float
+    connection: Connection | None
+
+
 class Store:
     """One store, open. Every method raises StoreError."""
 
@@ -59,6 +69,7 @@ class Store:
         Raises StoreError on another URL, for a file that cannot be read, or if no cluster answers.
         """
         self.name = redacted(url)
+        self.address = Address(url, timeout_s, connection)
         plain_url, self._clustered = server_url(url)
         # RESP2: with RESP3 redis-py 8 skips its check for unread data on a pooled connection, and a connection
         # that is one reply behind hands out the answer to another question.
@@ -85,6 +96,11 @@ class Store:
         if self._clustered:
             self._redis.disconnect_connection_pools()  # close() of redis-py's cluster client leaves them open
         self._redis.close()
+
+    @classmethod
+    def at(cls, address: Address) -> "Store":
+        """The same store from another process."""
+        return cls(address.url, address.timeout_s, address.connection)
 
     def ping(self) -> None:
         """Raise StoreError unless the store answers: of a cluster, every primary."""
@@ -229,7 +245,7 @@ class Store:
         try:
             yield
         except redis_errors.OutOfMemoryError as error:
-            raise StoreError(
+            raise StoreFullError(
                 f"store {self.name} is full, it has reached its maxmemory: raise that or free memory, then build again"
             ) from error
         except redis_errors.MovedError as error:

@@ -1,8 +1,9 @@
 """Pipelined writes of records: many SETs per round trip, bounded in bytes, and in bytes a second if asked."""
 
 import time
+from array import array
 
-from cache_builder.ledger import Ledger
+from cache_builder.ledger import digest
 from cache_builder.store import Store
 from model.cache_format import Published, record_key
 from model.identifiers import Id
@@ -14,7 +15,7 @@ SMALLEST_PIPELINE_BYTES = 64 << 10
 
 
 class Writer:
-    """Writes the records of one generation and keeps the ledger of what it wrote."""
+    """Writes records of one generation and keeps count of what it wrote."""
 
     def __init__(self, store: Store, prefix: str, published: Published, max_bytes_per_s: float | None = None) -> None:
         """max_bytes_per_s: of records, on average since the first write; None: as fast as the store takes them."""
@@ -25,14 +26,18 @@ class Writer:
         self._next_write = 0.0  # time.monotonic() before which nothing may be written
         self._pending: list[tuple[str, bytes]] = []
         self._pending_bytes = 0
-        self.ledger = Ledger()
+        self.user_ids: list[Id] = []  # in the order of their records
+        self.sizes: array[int] = array("Q")
+        self.digests: array[int] = array("Q")
 
     def put(self, user_id: Id, data: bytes) -> None:
         """Write one record, now or with the next ones. Raises ValueError for an id that has no key, or StoreError."""
         key = record_key(self._prefix, self._published.model_id, self._published.generation, user_id)
         self._pending.append((key, data))
         self._pending_bytes += len(data)
-        self.ledger.add(user_id, data)
+        self.user_ids.append(user_id)
+        self.sizes.append(len(data))
+        self.digests.append(digest(data))
         if self._pending_bytes >= self._pipeline_bytes:
             self.flush()
 

@@ -4,6 +4,8 @@
 #     docker run --rm -v BUNDLE:/bundle:ro -v DATA:/data:ro -e LREA_STORE_URL=redis://STORE:6379/0 lrea-builder \
 #         build --bundle /bundle --data /data
 #
+# Shards are written to /work, about 20 bytes a row: mount a volume there, and `--resume` finds them after a restart.
+#
 # TORCH_VARIANT=cuda as for the service.
 
 FROM python:3.11-slim-bookworm AS install
@@ -35,10 +37,13 @@ COPY LICENSE ./
 COPY model/ model/
 COPY cache_builder/ cache_builder/
 # The root file system is read-only when this runs, so Python can leave no byte code then.
-RUN /opt/venv/bin/python -m compileall -q model cache_builder
+RUN /opt/venv/bin/python -m compileall -q model cache_builder \
+    && mkdir /work && chown 10001:10001 /work
+VOLUME /work
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    LREA_WORK_DIR=/work
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "cache_builder"]
 CMD ["--help"]

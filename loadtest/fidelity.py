@@ -27,7 +27,7 @@ from model.bundle import Bundle, load_bundle
 from model.cache_format import Manifest, decode, manifest_key, record_key
 from model.identifiers import Id
 from model.log.behaviours import read_log
-from model.log.user_batches import UserBatch, iterate_users
+from model.log.user_batches import CacheableUsers, UserBatch
 from model.ranker import ScoringInput, UserState
 
 SAME_RECORD_TOLERANCE = 1e-4
@@ -135,7 +135,7 @@ def main(
             manifest = _manifest(place)
             if as_of is not None and as_of != manifest.as_of:
                 raise ServiceError(f"the cache was built as of {manifest.as_of}, --as-of is {as_of}: leave it out")
-            batches = iterate_users(log, loaded, manifest.as_of, _BATCH_USERS)
+            batches = CacheableUsers(log, loaded, manifest.as_of).batches(_BATCH_USERS)
             result = compare(client, place, loaded, batches, users, candidates)
     except (ValueError, httpx.HTTPError, redis.RedisError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

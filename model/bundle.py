@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Bundle:
         """Where the weights are."""
         return self.ranker.item_embedding.weight.device
 
-    @property
+    @cached_property
     def record_shape(self) -> RecordShape:
         """What a user record of this model must look like."""
         config = self.config

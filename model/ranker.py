@@ -148,14 +148,22 @@ class Ranker(nn.Module):
 
         Raises ValueError for a model whose long attention cannot be compressed.
         """
+        return self._compress(self.embed_all(long), long.rows.device)
+
+    def compress_rows(self, table: Embedded, rows_UN: Tensor) -> UserSlots:
+        """`compress` for many histories of the same items, embedded once: rows of `table` [1 + I], 0 is padding."""
+        vectors = nn.functional.embedding(rows_UN, table.vectors)
+        return self._compress(Embedded(vectors, table.categories[rows_UN], rows_UN > 0), rows_UN.device)
+
+    def _compress(self, long: Embedded, device: torch.device) -> UserSlots:
         if isinstance(self.long, LreaAttention):
-            return self.long.compress(self.embed_all(long))
+            return self.long.compress(long)
         if self.long is not None:
             raise ValueError(
                 f"the long attention {self.config.long_attention} reads the whole history for every candidate: "
                 'only a model with long_attention = "lrea" (or "none") can be cached and served'
             )
-        empty = torch.zeros(len(long.rows), 0, self.config.width, device=long.rows.device)
+        empty = torch.zeros(len(long.vectors), 0, self.config.width, device=device)
         return UserSlots(empty, empty)
 
     def sketch(self, long: Items) -> Tensor:
@@ -163,6 +171,12 @@ class Ranker(nn.Module):
         if not self.config.match:
             return torch.zeros(len(long.rows), 0, dtype=torch.uint8, device=long.rows.device)
         return build_sketch(long.hashes, self.config.sketch_cells)
+
+    def sketch_rows(self, hashes: Tensor, rows_UN: Tensor) -> Tensor:
+        """`sketch` for many histories of the same items: rows of `hashes` int64 [1 + I, C], 0 is padding."""
+        if not self.config.match:
+            return torch.zeros(len(rows_UN), 0, dtype=torch.uint8, device=rows_UN.device)
+        return build_sketch(hashes[rows_UN], self.config.sketch_cells)
 
     # ---- candidates
 

@@ -18,7 +18,7 @@ import typer
 from redis import Redis
 from typer.testing import CliRunner
 
-from cache_builder.build import BuildOptions, Summary, build
+from cache_builder.options import BuildOptions, Summary
 from cache_builder.store import Store
 from loadtest import fidelity
 from loadtest.client import ScoringClient, logits_of
@@ -31,6 +31,7 @@ from model.identifiers import Id, IdKind
 from model.log.behaviours import InteractionLog, read_log
 from model.progress import LineReporter
 from model.ranker import ScoringInput
+from tests.building import build_here
 from tests.service.serving import running_service
 from tests.tiny import AS_OF, ITEMS, USERS, item_id, tiny_bundle, tiny_data, user_id
 
@@ -72,7 +73,7 @@ class Cache:
         bundle = other.get("bundle", self.world.bundle)
         with Store(self.url) as store, open("/dev/null", "w") as nowhere:
             options = BuildOptions(self.prefix, as_of, precision, batch_users=7)
-            return build(bundle, self.world.log, store, options, LineReporter(nowhere))
+            return build_here(bundle, self.world.data, store, options, LineReporter(nowhere))
 
     def settings(self) -> dict[str, Any]:
         places = {"store_url": self.url, "key_prefix": self.prefix, "bundles_dir": self.world.bundles}

@@ -89,17 +89,17 @@ def test_wheel_and_import_contracts_name_every_package() -> None:
 
 def test_make_targets_are_listed_by_help_and_phony() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
     assert {"demo", "serve", "test", "check", "lock", "setup", "loadtest", "clean"} <= targets
     (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
     assert set(phony.split()) == targets
-    assert targets == set(re.findall(r"^([a-z]+):.*## ", makefile, flags=re.MULTILINE))
+    assert targets == set(re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.MULTILINE))
 
 
 def test_make_targets_in_the_documents_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
-        named = set(re.findall(r"`make ([a-z]+)[^`]*`|^ *make ([a-z]+)", document.read_text(), flags=re.MULTILINE))
+        named = set(re.findall(r"`make ([a-z-]+)[^`]*`|^ *make ([a-z-]+)", document.read_text(), flags=re.MULTILINE))
         assert {name for pair in named for name in pair if name} <= targets, document.name
 
 

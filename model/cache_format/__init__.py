@@ -6,6 +6,7 @@ specification; tests/model/cache_format/test_golden.py pins it.
 
 from model.cache_format.errors import ManifestError, Reason, RecordError
 from model.cache_format.keys import (
+    MAX_USER_BYTES,
     active_key,
     check_model_id,
     check_prefix,
@@ -29,6 +30,7 @@ from model.cache_format.shape import RecordShape
 
 __all__ = [
     "FORMAT_VERSION",
+    "MAX_USER_BYTES",
     "PRECISIONS",
     "ActivePointer",
     "Manifest",

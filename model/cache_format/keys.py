@@ -16,6 +16,7 @@ carries no braces, so its slot is that of the tag `{prefix}:active`.
 import re
 import secrets
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from model.identifiers import Id, IdKind, canonical_bytes
@@ -69,6 +70,7 @@ def user_from_text(text: str, kind: IdKind) -> Id:
     return user_id
 
 
+@lru_cache  # a build asks for every user
 def generation_prefix(prefix: str, model_id: str, generation: str) -> str:
     """What every key of one generation begins with, and no other key does."""
     check_prefix(prefix)

@@ -20,6 +20,7 @@ _TAIL_HEAD = struct.Struct("<BBHI")  # id kind, 0, 0, count
 _CODES_HEAD = struct.Struct("<II")  # count, 0
 
 _KIND_CODES: dict[IdKind, int] = {"int": 0, "string": 1}
+_TYPES: dict[IdKind, type] = {"int": int, "string": str}  # of an id; a subclass is looked at more closely
 _KIND_OF = {code: kind for kind, code in _KIND_CODES.items()}
 
 
@@ -65,7 +66,7 @@ def encode_tail(tail: Tail, shape: RecordShape) -> bytes:
     if (times[1:] < times[:-1]).any():
         raise ValueError("the tail's timestamps decrease, wanted oldest first: sort the behaviours by time")
     for item_id in tail.ids:
-        if id_kind(item_id) != shape.item_kind:
+        if type(item_id) is not _TYPES[shape.item_kind] and id_kind(item_id) != shape.item_kind:
             raise ValueError(f"item id {item_id!r} in the tail, the bundle's are of kind {shape.item_kind}: use those")
     head = _TAIL_HEAD.pack(_KIND_CODES[shape.item_kind], 0, 0, count)
     return head + times.astype("<i8").tobytes() + _encode_ids(tail.ids, shape.item_kind)
@@ -118,9 +119,12 @@ def _sketch_head(shape: RecordShape) -> bytes:
 
 
 def _encode_ids(ids: list[Id], kind: IdKind) -> bytes:
-    texts = [canonical_bytes(item_id) for item_id in ids]  # of ints, the eight bytes that a record has anyway
-    if kind == "int":
-        return b"".join(texts)
+    if kind == "int":  # as `canonical_bytes` has them
+        try:
+            return struct.pack(f"<{len(ids)}q", *ids)
+        except struct.error as error:
+            raise ValueError(f"ids {ids} do not all fit in signed 64-bit integers: send them as strings") from error
+    texts = [canonical_bytes(item_id) for item_id in ids]
     ends = np.cumsum([0, *map(len, texts)])
     return ends.astype("<u4").tobytes() + b"".join(texts)
 

@@ -134,8 +134,8 @@ class InteractionLog:
         return side_table(self.folder / "items.parquet", "item_id", self.item_kind)
 
     def users_table(self) -> pa.Table | None:
-        """users.parquet, or None where there is none."""
-        return side_table(self.folder / "users.parquet", "user_id", self.user_kind)
+        """users.parquet, or None where there is none; without rows in a part of a log none of whose users has one."""
+        return side_table(self.folder / "users.parquet", "user_id", self.user_kind, empty=True)
 
     def source_fingerprint(self) -> dict[str, str]:
         """Size and xxh3-128 digest of every Parquet file in the folder."""

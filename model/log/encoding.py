@@ -33,6 +33,11 @@ class EncodedLog:
 
 def encode_log(log: InteractionLog, catalogue: Catalogue, users: FeatureSpec, context: FeatureSpec) -> EncodedLog:
     """Encode a log. Raises DataError if its id kind or columns are not the model's."""
+    return EncodedLog(encode_items(log, catalogue), encode_users(log, users), _context_codes(log, context))
+
+
+def encode_items(log: InteractionLog, catalogue: Catalogue) -> Items:
+    """Padding and then each item of the log, [1 + I]. Raises DataError if their ids are not of the model's kind."""
     if log.item_kind != catalogue.item_kind:
         raise DataError(
             f"{log.folder}: item_id holds {log.item_kind}s, the model was trained on {catalogue.item_kind}s: cast it"
@@ -42,10 +47,11 @@ def encode_log(log: InteractionLog, catalogue: Catalogue, users: FeatureSpec, co
     for tensor in items:
         tensor[0] = 0
     give_back_memory()
-    return EncodedLog(items, _user_codes(log, users), _context_codes(log, context))
+    return items
 
 
-def _user_codes(log: InteractionLog, spec: FeatureSpec) -> Tensor:
+def encode_users(log: InteractionLog, spec: FeatureSpec) -> Tensor:
+    """Feature codes of each user of the log, int64 [U, Fu]. Raises DataError for a missing column."""
     codes = np.empty((len(log.user_ids), len(spec.columns)), dtype=np.int64)
     if not spec.columns:
         return torch.from_numpy(codes)

@@ -35,13 +35,13 @@ class ParquetColumns:
     stamp: tuple[int, int]  # size and time of change when it was opened
 
     @classmethod
-    def open(cls, path: Path) -> "ParquetColumns":
-        """Read what the columns are. Raises DataError for a missing, broken or empty file."""
+    def open(cls, path: Path, *, empty: bool = False) -> "ParquetColumns":
+        """Read what the columns are. Raises DataError for a missing or broken file, or (but for `empty`) no rows."""
         if not path.is_file():
             raise DataError(f"{path} is not a file: a data folder needs {path.name}")
         with _open(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
-        if rows == 0:
+        if rows == 0 and not empty:
             raise DataError(f"{path} has no rows: wanted at least one")
         twice = [name for name in schema.names if schema.names.count(name) > 1]
         if twice:

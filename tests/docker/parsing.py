@@ -30,4 +30,5 @@ def settings_of(program: str) -> set[str]:
     """The LREA_ variables that a program reads."""
     if program == "service":
         return {f"LREA_{name.upper()}" for name in Settings.model_fields}
-    return set(re.findall(r"\bLREA_[A-Z_]+\b", (ROOT / "cache_builder" / "__main__.py").read_text()))
+    files = (ROOT / "cache_builder" / name for name in ("__main__.py", "store_options.py"))
+    return {name for file in files for name in re.findall(r"\bLREA_[A-Z_]+\b", file.read_text())}

@@ -15,7 +15,7 @@ import typer
 from redis import Redis
 from typer.testing import CliRunner, Result
 
-from cache_builder.build import BuildOptions, build
+from cache_builder.options import BuildOptions
 from cache_builder.store import Store
 from loadtest import fidelity, replay
 from model.bundle import Bundle
@@ -24,6 +24,7 @@ from model.evaluation.evaluate import EvaluationConfig, evaluate
 from model.identifiers import Id
 from model.log.behaviours import read_log
 from model.progress import LineReporter
+from tests.building import build_here
 from tests.service.serving import running_service
 from tests.tiny import AS_OF, ITEMS, USERS, tiny_bundle, tiny_data, user_id
 
@@ -82,7 +83,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, store_url: str) -> Iterator
         evaluate(judged, log, "as-of", EvaluationConfig(AS_OF)).write(folder / name, log, judged)
     prefix = f"comparisons-{folder.name}"
     with Store(store_url) as store, (folder / "log").open("w") as progress:
-        summary = build(bundle, log, store, BuildOptions(prefix, AS_OF), LineReporter(progress))
+        summary = build_here(bundle, folder / "data", store, BuildOptions(prefix, AS_OF), LineReporter(progress))
     with running_service(store_url=store_url, key_prefix=prefix, bundles_dir=folder / "bundles") as client:
         yield Served(str(client.base_url), store_url, prefix, summary.generation, bundle, folder)
 

@@ -15,7 +15,7 @@ from model.log.behaviours import read_log
 from model.log.encoding import encode_log
 from model.log.histories import Histories
 from model.log.samples import collect_requests
-from model.log.user_batches import iterate_users
+from model.log.user_batches import CacheableUsers
 from tests.tiny import AS_OF, TRAINING, tiny_bundle
 
 OTHERS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ def test_the_builder_s_state_is_that_of_a_history_and_of_the_trained_model(other
     log, histories = read_log(data), Histories.frozen(read_log(data), AS_OF)
     code_of_user = {user: code for code, user in enumerate(log.user_ids.to_pylist())}
     seen = 0
-    for batch in iterate_users(log, other, AS_OF, 7):
+    for batch in CacheableUsers(log, other, AS_OF).batches(7):
         slots = other.ranker.compress(batch.long)
         for index, user in enumerate(batch.user_ids):
             code = code_of_user[user]

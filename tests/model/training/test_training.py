@@ -22,7 +22,7 @@ from model.log.columns import fit_columns
 from model.log.encoding import encode_log
 from model.log.histories import Histories
 from model.log.samples import Requests, add_negatives, collect_requests, limit_candidates
-from model.log.user_batches import count_users, iterate_users
+from model.log.user_batches import CacheableUsers
 from model.methods import method_options
 from model.mlp import fold_batch_norm, serving_mlp, training_mlp
 from model.ranker import ScoringInput
@@ -69,7 +69,8 @@ def test_a_state_from_a_history_is_the_state_the_builder_computes(data: Path, bu
     log = read_log(data)
     histories = Histories.frozen(log, AS_OF)
     seen = 0
-    for batch in iterate_users(log, bundle, AS_OF, 7):
+    users = CacheableUsers(log, bundle, AS_OF)
+    for batch in users.batches(7):
         slots, sketch = bundle.ranker.compress(batch.long), bundle.ranker.sketch(batch.long)
         for index, user in enumerate(batch.user_ids):
             code = log.user_ids.to_pylist().index(user)
@@ -85,7 +86,7 @@ def test_a_state_from_a_history_is_the_state_the_builder_computes(data: Path, bu
             )
             assert batch.watermark[index] == histories.timestamps[histories.offsets[code + 1] - 1]
             seen += 1
-    assert seen == count_users(log, AS_OF)
+    assert seen == len(users)
 
 
 def test_an_empty_history_scores_and_says_nothing_of_the_past(bundle: Bundle) -> None:

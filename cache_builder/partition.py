@@ -1,0 +1,303 @@
+"""From files of any size and order to shards: small data folders, each with all rows of its users.
+
+A user's shard is a hash of his id, so shards are about equal and a sample of one is a sample of all. Rows keep their
+order, so a shard gives the histories that the whole would. Polars streams the files through: memory is set by its
+buffers and not by the number of rows (docs/cache.md says what DuckDB took for the same).
+
+Rows that no history can be made of go to a quarantine file with the reason, and are counted.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cache_builder.errors import InputError
+from cache_builder.mend import mend
+from cache_builder.source import Source, SourceFile
+from model.bundle import Bundle
+from model.cache_format import MAX_USER_BYTES
+from model.identifiers import IdKind
+from model.log.parquet_columns import DataError, column_kind, plain_type
+
+INTERACTIONS, USERS, QUARANTINE = "interactions.parquet", "users.parquet", "quarantine.parquet"
+_HASH_SEED = 0
+_MENDED = "mended"
+_REASON, _SHARD, _ROW, _FILE = "__reason", "__shard", "__row", "__file"
+_REQUIRED = ("user_id", "item_id", "timestamp")
+_OPTIONAL = ("label", "in_history", "session_id")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What partitioning found."""
+
+    rows: int  # of all files, as far as they say
+    bad_rows: int  # that are in the quarantine, or in files and row groups that cannot be read
+    users: int  # with a row that may count before T: as many as will be cached, or more
+
+    @property
+    def bad_fraction(self) -> float:
+        """Bad rows, as a part of all."""
+        return self.bad_rows / max(1, self.rows)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the files' columns have to be: ids of the model's kinds, and the same optional columns in every file."""
+
+    user_kind: IdKind
+    item_kind: IdKind
+    optional: tuple[str, ...]
+    user_features: Mapping[str, IdKind]  # of the users table
+
+    def refusal(self, schema: pa.Schema) -> str | None:
+        """Why a file of this schema cannot be read, None if it can."""
+        for name in (*_REQUIRED, *self.optional):
+            if name not in schema.names:
+                return f"there is no column {name!r}, found {schema.names}"
+            if schema.names.count(name) > 1:
+                return f"there are {schema.names.count(name)} columns {name!r}"
+        for name, kind in (("user_id", self.user_kind), ("item_id", self.item_kind)):
+            found = column_kind(plain_type(schema.field(name).type))
+            if found != kind:
+                held = f"{found}s" if found else str(schema.field(name).type)
+                return f"{name} holds {held}, the model was trained on {kind}s"
+        types = {name: plain_type(schema.field(name).type) for name in schema.names}
+        if not pa.types.is_integer(types["timestamp"]):
+            return f"timestamp is {types['timestamp']}, wanted an integer"
+        label, flag = types.get("label", pa.int8()), types.get("in_history", pa.bool_())
+        if not (pa.types.is_integer(label) or pa.types.is_boolean(label) or pa.types.is_null(label)):
+            return f"label is {label}, wanted integers 1 and 0, or null"
+        if not pa.types.is_boolean(flag):
+            return f"in_history is {flag}, wanted a bool"
+        if column_kind(types.get("session_id", pa.int64())) is None:
+            return f"session_id is {types['session_id']}, wanted integers or strings"
+        return None
+
+
+def partition(source: Source, columns: Columns, shards: int, folder: Path, as_of: int | None) -> Partition:
+    """Write `folder`/00000 and so on, a data folder per shard that has a row, and the quarantine.
+
+    Raises DataError if no file can be read as interactions, or a file changes or goes away meanwhile.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files, refused = readable(source, columns)
+    try:
+        try:
+            kept, rows = _shards_of(files, columns, shards, folder)
+        except pl.exceptions.PolarsError:
+            files, lost = mend(files, [*_REQUIRED, *columns.optional], folder / _MENDED)
+            if not lost or not files:
+                raise
+            refused += lost
+            remove_shards(folder)
+            kept, rows = _shards_of(files, columns, shards, folder)
+        told = sum(file.rows for file in files)
+        _quarantine(rows if kept < told else None, refused, folder / QUARANTINE)
+        if columns.user_features:
+            _write_users(source.users, columns, shards, folder)
+        users = _count_users(folder, as_of)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(
+            f"{source.place} could not be read to its end ({' '.join(str(error).split())[:300]}): see whether its "
+            "files are whole and stay where they are during a build"
+        ) from error
+    finally:
+        shutil.rmtree(folder / _MENDED, ignore_errors=True)
+    unread = sum(rows for _, rows, _ in refused)
+    return Partition(told + unread, told - kept + unread, users)
+
+
+def _shards_of(files: Sequence[SourceFile], columns: Columns, shards: int, folder: Path) -> tuple[int, pl.LazyFrame]:
+    """Write the rows that histories are made of; how many there are, and all rows with what is bad about them."""
+    parts = [_rows_of(list(group), columns) for _, group in groupby(files, key=lambda file: _key(file.schema))]
+    rows = pl.concat(parts) if len(parts) > 1 else parts[0]
+    _write_shards(rows.filter(pl.col(_REASON).is_null()).drop(_REASON, _ROW, _FILE), shards, folder, INTERACTIONS)
+    return sum(pq.read_metadata(path).num_rows for path in folder.glob(f"*/{INTERACTIONS}")), rows
+
+
+def shards_for(rows: int, shard_rows: int) -> int:
+    """How many shards of about `shard_rows` rows there are to be."""
+    return max(1, -(-rows // shard_rows))
+
+
+def shards_in(folder: Path) -> list[int]:
+    """The shards that have rows."""
+    return sorted(int(path.parent.name) for path in folder.glob(f"*/{INTERACTIONS}"))
+
+
+def shard_folder(folder: Path, shard: int) -> Path:
+    """Where a shard's files are."""
+    return folder / f"{shard:05d}"
+
+
+def columns_of(source: Source, bundle: Bundle) -> Columns:
+    """The columns that the files of a source have to have; the first file says which optional ones."""
+    first = source.interactions[0].schema.names
+    features = {name: vocabulary.kind for name, vocabulary in bundle.user_features.vocabularies.items()}
+    return Columns(bundle.user_kind, bundle.item_kind, tuple(name for name in _OPTIONAL if name in first), features)
+
+
+def readable(source: Source, columns: Columns) -> tuple[list[SourceFile], list[tuple[str, int, str]]]:
+    """Files of interactions that can be read, and (name, rows, reason) of those that cannot.
+
+    Raises DataError where none can, or where the users table does not have what the model reads.
+    """
+    refused = [(file.name, 1, f"the file is not readable Parquet: {file.error}") for file in source.unreadable]
+    files = []
+    for file in source.interactions:
+        reason = columns.refusal(file.schema)
+        if reason is None:
+            files.append(file)
+        else:
+            refused.append((file.name, file.rows, reason))
+    if not files:
+        name, _, reason = refused[-1]
+        raise DataError(f"{source.place}: {name}: {reason}: cast it, or give the data that the model was trained on")
+    _check_users(source, columns)
+    return files, refused
+
+
+def _key(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def _rows_of(files: Sequence[SourceFile], columns: Columns) -> pl.LazyFrame:
+    """Rows of files of one schema: the columns that histories are made of, and why a row is bad, null if it is not."""
+    scan = pl.scan_parquet([file.path for file in files], row_index_name=_ROW, include_file_paths=_FILE, glob=False)
+    types = {name: plain_type(files[0].schema.field(name).type) for name in files[0].schema.names}
+    taken = [_id("user_id", columns.user_kind), _id("item_id", columns.item_kind)]
+    taken.append(pl.col("timestamp").cast(pl.Int64, strict=False))
+    if "label" in columns.optional:
+        taken.append(pl.col("label").cast(pl.Int64, strict=False))
+    if "in_history" in columns.optional:
+        taken.append(pl.col("in_history"))
+    if "session_id" in columns.optional:
+        kind = column_kind(types["session_id"])
+        assert kind is not None
+        taken.append(_id("session_id", kind))
+    named = [name for name in (*_REQUIRED, "label") if name in types]
+    given = [pl.col(name).is_null().alias(f"__null_{name}") for name in named]
+    reason = pl.coalesce([pl.when(bad).then(pl.lit(text)) for bad, text in _tests(columns)])
+    return scan.select(*taken, *given, _ROW, _FILE).with_columns(reason.alias(_REASON)).drop("^__null_.*$")
+
+
+def _id(name: str, kind: IdKind) -> pl.Expr:
+    return pl.col(name).cast(pl.Int64 if kind == "int" else pl.String, strict=False)
+
+
+def _tests(columns: Columns) -> Iterator[tuple[pl.Expr, str]]:
+    for name in _REQUIRED:
+        yield pl.col(f"__null_{name}"), f"{name} is null"
+        yield pl.col(name).is_null(), f"{name} is beyond a signed 64-bit integer"
+    if columns.user_kind == "string":
+        yield pl.col("user_id").str.len_bytes() > MAX_USER_BYTES, f"user_id has more than {MAX_USER_BYTES} bytes"
+        yield pl.col("user_id").str.len_bytes() == 0, "user_id is empty"
+    if "label" in columns.optional:
+        known = pl.col("__null_label") | pl.col("label").is_in([0, 1]).fill_null(False)
+        yield ~known, "label is not 1, 0 or null"
+    if "session_id" in columns.optional:
+        yield pl.col("session_id").is_null(), "session_id is null"
+
+
+def _write_shards(rows: pl.LazyFrame, shards: int, folder: Path, name: str) -> None:
+    sharded = rows.with_columns(pl.col("user_id").hash(seed=_HASH_SEED).mod(shards).alias(_SHARD))
+
+    def place(part: Any) -> str:
+        return f"{part.partition_keys[_SHARD][0]:05d}/{name}"
+
+    target = pl.PartitionBy(
+        folder, key=_SHARD, include_key=False, file_path_provider=place, approximate_bytes_per_file=None
+    )
+    sharded.sink_parquet(target, mkdir=True, compression="lz4", statistics=False)
+
+
+def _check_users(source: Source, columns: Columns) -> None:
+    """Raise DataError unless the users table has the columns that the model reads."""
+    wanted = dict(columns.user_features)
+    if wanted and not source.users:
+        raise DataError(f"{source.place} has no users.parquet, the model reads {list(wanted)} from it: add it")
+    for file in source.users if wanted else ():
+        for name, kind in ({"user_id": columns.user_kind} | wanted).items():
+            if name not in file.schema.names:
+                raise DataError(f"{file.name} has no column {name!r}, found {file.schema.names}: add it")
+            found = plain_type(file.schema.field(name).type)
+            if column_kind(found) != kind and not pa.types.is_null(found):
+                raise DataError(f"{file.name}: column {name!r} is {found}, the model was trained on {kind}s: cast it")
+
+
+def _write_users(files: Sequence[SourceFile], columns: Columns, shards: int, folder: Path) -> None:
+    """What the model reads of the users table, by shard; a shard without a row there gets a table without rows."""
+    table = pl.scan_parquet([file.path for file in files], glob=False).select("user_id", *columns.user_features)
+    nulls = table.select(pl.col("user_id").is_null().sum()).collect(engine="streaming").item()
+    if nulls:
+        raise DataError(f"{files[0].name}: {nulls} rows of 'user_id' are null: drop them")
+    typed = table.with_columns(_id("user_id", columns.user_kind))
+    _write_shards(typed, shards, folder, USERS)
+    empty = typed.head(0).collect()
+    for shard in shards_in(folder):
+        path = shard_folder(folder, shard) / USERS
+        if not path.exists():
+            empty.write_parquet(path)
+
+
+def _quarantine(rows: pl.LazyFrame | None, refused: Sequence[tuple[str, int, str]], path: Path) -> None:
+    """Bad rows as text, with file, row and reason; a file that cannot be read is one row. No file if there are none."""
+    path.unlink(missing_ok=True)
+    whole = pl.DataFrame(
+        [(name, None, reason, None, None, None) for name, _, reason in refused],
+        schema=dict.fromkeys(("file", "row", "reason", *_REQUIRED), pl.String),
+        orient="row",
+    ).with_columns(pl.col("row").cast(pl.Int64))
+    if rows is None:
+        if refused:
+            whole.write_parquet(path)
+        return
+    bad = rows.filter(pl.col(_REASON).is_not_null()).select(
+        pl.col(_FILE).alias("file"),
+        pl.col(_ROW).cast(pl.Int64).alias("row"),
+        pl.col(_REASON).alias("reason"),
+        *(pl.col(name).cast(pl.String) for name in _REQUIRED),
+    )
+    pl.concat([bad, whole.lazy()]).sink_parquet(path)
+
+
+def _count_users(folder: Path, as_of: int | None) -> int:
+    """Users with a row that is history and before T: all that will be cached, and those with none but open sessions."""
+    count = 0
+    for shard in shards_in(folder):
+        rows = pl.scan_parquet(shard_folder(folder, shard) / INTERACTIONS)
+        names = rows.collect_schema().names()
+        if as_of is not None:
+            rows = rows.filter(pl.col("timestamp") < as_of)
+        if "in_history" in names:
+            rows = rows.filter(pl.col("in_history"))
+        elif "label" in names:
+            rows = rows.filter(pl.col("label") == 1)
+        count += rows.select(pl.col("user_id").n_unique()).collect(engine="streaming").item()
+    return count
+
+
+def check_bad_rows(found: Partition, folder: Path, most: float) -> None:
+    """Raise InputError, naming the quarantine, if more than `most` of the rows are bad."""
+    if found.bad_fraction > most:
+        reasons = pl.scan_parquet(folder / QUARANTINE).select(pl.col("reason").value_counts(sort=True)).head(1)
+        commonest = reasons.collect().item()["reason"]
+        raise InputError(
+            f"{found.bad_rows:,} of {found.rows:,} rows are bad ({found.bad_fraction:.4f}, wanted {most:g} or less), "
+            f"most often because {commonest}: {folder / QUARANTINE} says which and why; mend them, or raise "
+            "--max-bad-fraction"
+        )
+
+
+def remove_shards(folder: Path) -> None:
+    """Delete shards, not the quarantine."""
+    for shard in shards_in(folder):
+        shutil.rmtree(shard_folder(folder, shard))

@@ -1,0 +1,141 @@
+"""One shard: its users' histories compressed and written, and later read back. The unit of work of every engine.
+
+Which users share a batch, and in which order, depends on the shard alone, so a shard that is built again gives the same
+bytes, wherever that is.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cache_builder.errors import InputError, StoreError, VerifyError
+from cache_builder.ledger import Entry, ShardLedger, digest
+from cache_builder.lock import keep_lock
+from cache_builder.partition import shard_folder
+from cache_builder.records import make_records
+from cache_builder.store import Store
+from cache_builder.work import WorkFolder
+from cache_builder.writer import Writer
+from model.bundle import Bundle
+from model.cache_format import Precision, Published, encode, record_key
+from model.log.behaviours import read_log
+from model.log.user_batches import CacheableUsers
+
+READ_USERS = 256  # per round trip; at 10 kB a record, 2.5 MB
+Advance = Callable[[int], None]  # so many more users are done
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What all shards of a build have in common. It goes to other processes."""
+
+    work: Path
+    key_prefix: str
+    published: Published
+    built_at_ms: int
+    as_of: int | None
+    precision: Precision
+    batch_users: int
+    max_bytes_per_s: float | None  # of one worker
+    lock: bytes
+    lock_ttl_s: float
+
+
+class ShardBuilder:
+    """Builds shards of one task with one model into one store."""
+
+    def __init__(self, task: ShardTask, bundle: Bundle, store: Store) -> None:
+        self._task, self._bundle, self._store = task, bundle, store
+        self._work = WorkFolder(task.work)
+        self._parent = os.getppid()
+
+    def write(self, shard: int, advance: Advance) -> ShardLedger:
+        """Write the record of every user of a shard, and then its ledger.
+
+        Raises InputError for a user who can have no record, LockLostError, or StoreError; DataError if the shard's
+        files do not fit the model.
+        """
+        servers = tuple(self._store.server_ids())
+        users = self._users(shard)
+        writer = Writer(self._store, self._task.key_prefix, self._task.published, self._task.max_bytes_per_s)
+        for batch in users.batches(self._task.batch_users):
+            self._keep_lock()  # asks the store: whoever else has the lock deletes what we write
+            for record in make_records(self._bundle, batch, self._task.published, self._task.built_at_ms):
+                try:
+                    data = encode(record, shape=self._bundle.record_shape, precision=self._task.precision)
+                    writer.put(record.user_id, data)
+                except ValueError as error:
+                    raise InputError(f"user {record.user_id!r} has no record: {error}") from error
+            advance(len(batch.user_ids))
+        writer.flush()
+        if tuple(self._store.server_ids()) != servers:
+            raise StoreError(f"store {self._store.name} was restarted, or failed over, while it was written to")
+        ledger = ShardLedger(
+            writer.user_ids,
+            np.array(writer.sizes, dtype=np.int64),
+            np.array(writer.digests, dtype=np.uint64),
+            users.behaviours,
+            users.unknown_behaviours,
+            servers,
+        )
+        ledger.save(self._work.ledger_path(shard))
+        return ledger
+
+    def check(self, shard: int, again: bool, advance: Advance) -> int:
+        """Read every record of a shard back and compare it with its ledger; the number of users.
+
+        again: compute the first batch again, and compare that too.
+        Raises VerifyError, naming the user; InputError where the ledger itself is not to be had.
+        """
+        ledger = self._work.ledger(shard)
+        if ledger is None:
+            raise InputError(f"shard {shard} has no ledger in {self._task.work}: build without --resume")
+        if again:
+            self._check_computation(shard, ledger)
+        for entries in ledger.chunks(READ_USERS):
+            keys = [self._key(entry) for entry in entries]
+            found = self._store.get_many(keys)
+            self._keep_lock()  # before it is judged: whoever took the lock over deletes what we wrote
+            for entry, data in zip(entries, found, strict=True):
+                self._check_same(entry, data)
+            advance(len(entries))
+        return len(ledger)
+
+    def _users(self, shard: int) -> CacheableUsers:
+        return CacheableUsers(read_log(shard_folder(self._task.work, shard)), self._bundle, self._task.as_of)
+
+    def _check_computation(self, shard: int, ledger: ShardLedger) -> None:
+        """What is written depends on nothing but what it is made from: the first batch comes out the same again."""
+        batch = next(self._users(shard).batches(self._task.batch_users), None)
+        if batch is None:
+            return
+        records = make_records(self._bundle, batch, self._task.published, self._task.built_at_ms)
+        for record, entry in zip(records, next(ledger.chunks(len(batch.user_ids))), strict=True):
+            data = encode(record, shape=self._bundle.record_shape, precision=self._task.precision)
+            if (record.user_id, digest(data)) != (entry.user_id, entry.digest):
+                raise VerifyError(
+                    f"the record of user {record.user_id!r} comes out different when it is computed again: this "
+                    "machine cannot be trusted with this build; run it elsewhere, or on --device cpu"
+                )
+
+    def _check_same(self, entry: Entry, data: bytes | None) -> None:
+        if data is None:
+            raise VerifyError(
+                f"the record of user {entry.user_id!r} is not in {self._store.name}: see whether it evicts keys "
+                "(maxmemory-policy should be noeviction), then build again"
+            )
+        if len(data) != entry.size or digest(data) != entry.digest:
+            raise VerifyError(
+                f"the record of user {entry.user_id!r} ({len(data)} bytes) is not the one that was written "
+                f"({entry.size} bytes): see who else writes to {self._store.name}, then build again"
+            )
+
+    def _key(self, entry: Entry) -> str:
+        published = self._task.published
+        return record_key(self._task.key_prefix, published.model_id, published.generation, entry.user_id)
+
+    def _keep_lock(self) -> None:
+        keep_lock(self._store, self._task.key_prefix, self._task.lock, self._task.lock_ttl_s)
