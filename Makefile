@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCK_VENV := .venv-lock
-EXTRAS := demo,plots,test,dev
+EXTRAS := demo,plots,ray,test,dev
 TORCH := 2.13.0
 
 # What lint and types look at; a folder that does not exist yet is left out.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
@@ -41,6 +41,9 @@ from model.bundle import Bundle, load_bundle
 from model.cache_format import PRECISIONS, Precision, check_prefix
 from model.device import choose_device
 from model.progress import Reporter, stderr_reporter
+
+if TYPE_CHECKING:
+    from cache_builder.ray_workers import RayWorkers
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 WATCH_EVERY_S = 1.0
@@ -70,6 +73,9 @@ def build_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="processes; default: one per core where the data is large, on CUDA 1")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray (extra ray): processes here, or actors on a Ray cluster")
+    ] = "local",
     shard_rows: Annotated[int, typer.Option(min=1, help="rows of a shard, the unit of work, about")] = 1_000_000,
     work: Annotated[
         Path, typer.Option(envvar="LREA_WORK_DIR", help="folder for shards, ledgers and quarantine")
@@ -100,8 +106,8 @@ def build_command(
         )  # fmt: skip
         model = load_bundle(bundle, choose_device(device))
         rows = open_source(data).rows
-        with store.open() as opened, _workers(workers, rows, bundle, model, opened) as engine:
-            done.append(build(model, data, opened, engine, options, reporter, _finder(bundle, previous_bundle)))
+        with store.open() as opened, _workers(engine, workers, rows, bundle, model, opened) as found:
+            done.append(build(model, data, opened, found, options, reporter, _finder(bundle, previous_bundle)))
     _print_json(done[0].as_dict())
 
 
@@ -199,16 +205,30 @@ def _watch(url: str) -> None:
 
 
 @contextmanager
-def _workers(asked: int | None, rows: int, folder: Path, model: Bundle, store: Store) -> Iterator[Workers]:
+def _workers(engine: str, asked: int | None, rows: int, folder: Path, model: Bundle, store: Store) -> Iterator[Workers]:
     """This process alone where the data is small, for others take seconds to start, or where they would share a GPU."""
+    if engine not in ("local", "ray"):
+        raise InputError(f"engine {engine!r} is unknown: wanted local or ray")
     cores = os.cpu_count() or 1
-    count = asked or (cores if rows >= PARALLEL_ROWS and model.device.type == "cpu" else 1)
-    if count == 1:
+    large = engine == "ray" or (rows >= PARALLEL_ROWS and model.device.type == "cpu")
+    count = asked or (cores if large else 1)
+    if engine == "local" and count == 1:
         keep_freed_memory()
         yield ThisProcess(model, store)
         return
-    with Processes(folder, str(model.device), store.address, count, max(1, cores // count)) as processes:
-        yield processes
+    threads = 1 if engine == "ray" else max(1, cores // count)
+    with _engine(engine)(folder, str(model.device), store.address, count, threads) as found:
+        yield found
+
+
+def _engine(name: str) -> "type[Processes] | type[RayWorkers]":
+    if name == "local":
+        return Processes
+    try:
+        from cache_builder.ray_workers import RayWorkers  # noqa: PLC0415  an extra: only this function needs it
+    except ImportError as error:
+        raise InputError("--engine ray needs Ray: pip install 'lrea[ray]', or leave it out") from error
+    return RayWorkers
 
 
 def _finder(bundle: Path, previous: Path | None) -> Callable[[str], Bundle | None]:
