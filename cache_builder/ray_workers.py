@@ -37,6 +37,7 @@ class RayWorkers:
     def __enter__(self) -> "RayWorkers":
         ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every step
         return self
 
     def __exit__(

@@ -25,7 +25,7 @@ TOP_LEVEL = (
     "Makefile",
 )
 PACKAGES = ("cache_builder", "loadtest", "model", "service")
-EXTRAS = ("demo", "plots", "test", "dev")  # what the lock covers
+EXTRAS = ("demo", "plots", "ray", "test", "dev")  # what the lock covers
 CUDA = ("nvidia-", "cuda-", "triton")  # torch pins these itself, where its build needs them
 
 

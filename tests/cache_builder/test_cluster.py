@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from model.cache_format import ActivePointer, generation_prefix, lock_key
 from tests.building import build_here
 from tests.cache_builder.cluster import NODES, bus_port, node, owner, running_cluster, url_of, wait_until_whole
 from tests.cache_builder.conftest import A, B, Meddler, TakeLock, World
+from tests.tiny import ROWS
 
 KEYS = 300
 
@@ -280,14 +282,22 @@ def test_a_node_that_hangs_costs_one_wait_and_not_one_per_record(
         assert store.get_many(keys) == [key.encode() for key in keys]
 
 
-def test_a_node_that_is_killed_ends_the_build_and_comes_back_as_another(
+def test_a_build_goes_on_after_a_node_was_killed_and_has_come_back_without_its_records(
     world: World, tmp_path: Path, key_prefix: str, meddler: Meddler
 ) -> None:
+    prefix = next(name for n in range(99) if owner(key_slot(lock_key(name := f"{key_prefix}-{n}").encode())) != 2)
+    options = BuildOptions(prefix, batch_users=3, shard_rows=ROWS // 6, work=tmp_path / "work")
     with running_cluster(tmp_path) as own, Store(url_of(own[0])) as store, ExitStack() as stack:
         before, port, bus = store.server_ids(), own[2].port, bus_port(own[2])
-        meddler.at_advance["write"] = own[2].terminate
+        written = iter(range(9))
+
+        def kill() -> None:
+            if next(written, None) is None and own[2].is_running():
+                own[2].terminate()
+
+        meddler.at_advance["write"] = kill
         with pytest.raises(StoreError, match=r"store redis\+cluster://127.0.0.1:\d+ did not [\w ]+: ConnectionError"):
-            build_here(world.bundle, world.data, store, BuildOptions(key_prefix, batch_users=7), meddler)
+            build_here(world.bundle, world.data, store, options, meddler)
         for ask in (store.ping, store.server_ids):
             with pytest.raises(StoreError, match="ConnectionError"):
                 ask()
@@ -298,3 +308,9 @@ def test_a_node_that_is_killed_ends_the_build_and_comes_back_as_another(
         after = store.server_ids()
         assert len(set(before) & set(after)) == NODES - 1
         store.ping()
+        assert any((tmp_path / "work").glob("*/ledger.arrow"))
+        summary = build_here(world.bundle, world.data, store, replace(options, resume=True), Meddler({}, {}, []))
+        manifest = read_published(store, prefix, world.bundle.model_id, None)
+        assert (manifest.generation, manifest.users) == (summary.generation, 30)
+        source = open_source(str(world.data))
+        assert check_against_data(store, prefix, world.bundle, source, manifest, 7, meddler) == 30
