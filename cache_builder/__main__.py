@@ -164,8 +164,11 @@ def store_command(
 ) -> None:
     """Run an embedded store in the foreground until Ctrl-C or SIGTERM; then save its data."""
     with _outcome() as reporter, serve_folder(folder, port) as url:
-        reporter.note(f"store on {url}, data in {folder}: Ctrl-C saves and stops it")
-        _watch(url)
+        try:
+            reporter.note(f"store on {url}, data in {folder}: Ctrl-C saves and stops it")
+            _watch(url)
+        except KeyboardInterrupt:
+            pass
     _print_json({"store": url, "saved": True})
 
 
@@ -194,14 +197,11 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _watch(url: str) -> None:
-    """Return when interrupted. Raises StoreError when the store ends by itself."""
+    """Raises StoreError when the store ends by itself."""
     with Store(url) as store:
-        try:
-            while True:
-                time.sleep(WATCH_EVERY_S)
-                store.ping()
-        except KeyboardInterrupt:
-            return
+        while True:
+            time.sleep(WATCH_EVERY_S)
+            store.ping()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ whole store to every primary; a script's keys must share a hash tag.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -104,9 +104,7 @@ class Store:
 
     def ping(self) -> None:
         """Raise StoreError unless the store answers: of a cluster, every primary."""
-        with self._translated("answer"):
-            for server in self._servers():
-                server.ping()
+        self._of_each_server("answer", lambda server: server.ping())
 
     def get(self, key: str) -> bytes | None:
         """The value, None where there is none."""
@@ -137,7 +135,7 @@ class Store:
         those of a slot that is moved to another node meanwhile.
         """
         pattern = "".join(f"\\{character}" if character in "*?[]\\^" else character for character in key_prefix) + "*"
-        for server in self._servers():
+        for server, _ in self._parts():
             cursor = None
             while cursor != 0:
                 with self._translated("read"):
@@ -168,8 +166,8 @@ class Store:
         So a sum over all records may be compared with it. The fullest is the one with the least room for its part of
         the slots. The policy is that of any node that evicts what has no expiry, if there is one.
         """
-        with self._translated("say how much memory it uses"):
-            found = [_of_all(server.info("memory"), part) for server, part in self._parts()]
+        answers = self._of_each_server("say how much memory it uses", lambda server: server.info("memory"))
+        found = [_of_all(info, part) for info, part in answers]
         fullest = min(found, key=lambda one: one.limit - one.used if one.limit else float("inf"))
         evicting = [one.policy for one in found if one.policy.startswith("allkeys")]
         return fullest._replace(policy=evicting[0] if evicting else fullest.policy)
@@ -187,17 +185,27 @@ class Store:
         with self._translated("say who it is"):
             if self._clustered:
                 self._redis.nodes_manager.initialize()
-            return sorted(server.info("server")["run_id"] for server in self._servers())
+        answers = self._of_each_server("say who it is", lambda server: server.info("server"))
+        return sorted(info["run_id"] for info, _ in answers)
 
     def save(self) -> None:
         """Write everything to the servers' disks before returning."""
-        with self._translated("save"):
-            for server in self._servers():
-                server.save()
+        self._of_each_server("save", lambda server: server.save())
 
-    def _servers(self) -> list[Any]:
-        """A client of each server that holds records."""
-        return [server for server, _ in self._parts()]
+    def _of_each_server(self, what: str, question: Callable[[Any], Any]) -> list[tuple[Any, float]]:
+        """The answer of each server that holds records, and which part of the slots it has.
+
+        redis-py repeats nothing that a cluster's node is asked directly, so a node that takes too long to answer, or
+        has just lost its slots to another, is asked again here.
+        """
+        with self._translated(what):
+            try:
+                return [(question(server), part) for server, part in self._parts()]
+            except NOT_REACHED:
+                if not self._clustered:
+                    raise
+                self._redis.nodes_manager.initialize()
+                return [(question(server), part) for server, part in self._parts()]
 
     def _parts(self) -> list[tuple[Any, float]]:
         """A client of each server that holds records, and which part of the slots it has."""
