@@ -5,7 +5,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,10 @@ def tls_before(server_port: int, own: Pair, clients_of: Pair | None = None, port
         context.load_verify_locations(clients_of.cert)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        back, forth = await asyncio.open_connection("127.0.0.1", server_port)
-        await asyncio.gather(_pass(reader, forth), _pass(back, writer))
+        with closing(writer.transport):
+            back, forth = await asyncio.open_connection("127.0.0.1", server_port)
+            with closing(forth.transport):
+                await asyncio.gather(_pass(reader, forth), _pass(back, writer))
 
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -79,3 +81,4 @@ async def _end(listening: asyncio.Server) -> None:
     for task in connections:
         task.cancel()
     await asyncio.gather(*connections, return_exceptions=True)
+    await asyncio.sleep(0)  # what was closed just now is released in the loop's next round
