@@ -2,7 +2,9 @@
 
     python -m cache_builder build  --bundle DIR --data DIR --store URL [--as-of T]
     python -m cache_builder verify --bundle DIR --data DIR --store URL
+    python -m cache_builder publish --store URL [--generation G]
     python -m cache_builder rollback --store URL [--generation G]
+    python -m cache_builder gc --store URL [--now] [--held]
     python -m cache_builder status --store URL
     python -m cache_builder store  --dir DIR --port P
 
@@ -24,11 +26,13 @@ import orjson
 import typer
 
 from cache_builder.build import build
+from cache_builder.collect import collect
 from cache_builder.embedded import serve_folder
 from cache_builder.errors import BuilderError, InputError
 from cache_builder.gate import GateOptions
 from cache_builder.job_metrics import reporting
 from cache_builder.options import BuildOptions
+from cache_builder.publish_held import publish_held
 from cache_builder.rollback import roll_back
 from cache_builder.source import open_source
 from cache_builder.status import read_status
@@ -54,6 +58,8 @@ Data = Annotated[str, typer.Option("--data", help="data folder; or Parquet file,
 KeyPrefix = Annotated[str, typer.Option(envvar="LREA_KEY_PREFIX", help="what every key begins with")]
 Device = Annotated[str, typer.Option(envvar="LREA_DEVICE", help="auto, cpu or cuda")]
 BatchUsers = Annotated[int, typer.Option(min=1, help="users compressed at a time")]
+CountRecords = Annotated[bool, typer.Option(help="first look whether all its records are there")]
+MinCoverage = Annotated[float, typer.Option(min=0, help="users, as a part of the published generation's")]
 AsOf = Annotated[int | None, typer.Option(help="use behaviours before this timestamp only")]
 
 app = typer.Typer(
@@ -81,9 +87,10 @@ def build_command(
         Path, typer.Option(envvar="LREA_WORK_DIR", help="folder for shards, ledgers and quarantine")
     ] = Path(".lrea-build"),
     resume: Annotated[bool, typer.Option("--resume", help="go on with what a stopped build left in --work")] = False,
+    hold: Annotated[bool, typer.Option("--hold", help="do not publish: `publish` does, later")] = False,
     max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="of the rows, that cannot be used")] = 0.001,
     max_write_mb_s: Annotated[float | None, typer.Option(help="MB of records a second, to spare the readers")] = None,
-    min_coverage: Annotated[float, typer.Option(min=0, help="users, as a part of the published generation's")] = 0.9,
+    min_coverage: MinCoverage = 0.9,
     max_unknown: Annotated[float, typer.Option(min=0, help="of the behaviours, items the model does not know")] = 0.5,
     max_memory: Annotated[float, typer.Option(min=0, help="of the store's maxmemory, with all records in it")] = 0.95,
     max_norm_drift: Annotated[float, typer.Option(min=0, help="of the pairs' mean norm, same users and model")] = 0.5,
@@ -103,6 +110,7 @@ def build_command(
         options = BuildOptions(
             check_prefix(key_prefix), as_of, _precision(precision), batch_users, max_write_mb_s,
             gate=gate, work=work, resume=resume, shard_rows=shard_rows, max_bad_fraction=max_bad_fraction,
+            hold=hold,
         )  # fmt: skip
         model = load_bundle(bundle, choose_device(device))
         rows = open_source(data).rows
@@ -132,12 +140,42 @@ def verify_command(
     _print_json({"model_id": model.model_id, "generation": manifest.generation, "users": users, "verified": True})
 
 
+@app.command("publish")
+@with_store
+def publish_command(
+    store: StoreOptions,
+    generation: Annotated[str | None, typer.Option(help="held, by name; default: the only one")] = None,
+    count: CountRecords = True,
+    min_coverage: MinCoverage = 0.9,
+    key_prefix: KeyPrefix = "lrea",
+) -> None:
+    """Publish what `build --hold` has written and verified."""
+    with _outcome() as reporter, store.open(create=False) as opened:
+        gate = GateOptions(min_coverage=min_coverage)
+        pointer = publish_held(opened, check_prefix(key_prefix), generation, count, gate, reporter)
+    _print_json(orjson.loads(pointer.to_json()))
+
+
+@app.command("gc")
+@with_store
+def gc_command(
+    store: StoreOptions,
+    now: Annotated[bool, typer.Option("--now", help="delete what was left behind at once, not in 12 hours")] = False,
+    held: Annotated[bool, typer.Option("--held", help="delete what waits for `publish` too")] = False,
+    key_prefix: KeyPrefix = "lrea",
+) -> None:
+    """Free the memory of generations that nobody needs."""
+    with _outcome() as reporter, store.open(create=False) as opened:
+        found = collect(opened, check_prefix(key_prefix), now=now, held=held, reporter=reporter)
+    _print_json(found.as_dict())
+
+
 @app.command("rollback")
 @with_store
 def rollback_command(
     store: StoreOptions,
     generation: Annotated[str | None, typer.Option(help="current or previous; default: the one before")] = None,
-    count: Annotated[bool, typer.Option(help="first look whether all its records are there")] = True,
+    count: CountRecords = True,
     key_prefix: KeyPrefix = "lrea",
 ) -> None:
     """Publish the generation before the current one again; nothing is deleted."""

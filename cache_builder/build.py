@@ -1,7 +1,7 @@
 """The job: a bundle and logs of any size become a generation in the store, published only when it is whole.
 
     look at what goes in → lock → delete leftovers → shards (partition.py) → write each (shard.py) → manifest
-    → read everything back → gate (gate.py) → flip the pointer → let what fell out of it expire → unlock
+    → read everything back → gate (gate.py) → flip the pointer, or hold → let what fell out of it expire → unlock
 
 Whatever fails, the pointer is untouched. A build that was refused is deleted with all that it wrote. One that was
 stopped from outside (Ctrl-C, a kill, a store that went away) stays where it is: `resume` goes on from the last shard
@@ -41,7 +41,7 @@ from cache_builder.partition import (
     remove_shards,
     shards_for,
 )
-from cache_builder.publish import flip, is_public, read_active, read_manifest
+from cache_builder.publish import flip, hold, is_public, read_active, read_manifest
 from cache_builder.removal import retire, sweep, withdraw
 from cache_builder.shard import ShardTask
 from cache_builder.source import Source, open_source
@@ -77,7 +77,7 @@ def build(
     bundle: Bundle, data: str | Path, store: Store, workers: Workers, options: BuildOptions, reporter: Reporter,
     find_bundle: FindBundle = no_bundle,
 ) -> Summary:  # fmt: skip
-    """Write, verify and publish a new generation.
+    """Write, verify and publish a new generation, or hold it for `publish`.
 
     data: what `open_source` takes. find_bundle: the published model, where it is another one than `bundle`, to measure
     how far scores move. Raises BuilderError, DataError if the data does not fit the bundle, or ManifestError for a
@@ -154,8 +154,12 @@ class _Run:
             replaced = read_active(self._store, self._prefix)
             sweep(self._store, self._prefix, self._lock, self._reporter.note)
             manifest, measured = self._write(replaced)
-            pointer = flip(self._store, self._prefix, self._lock, replaced, self._job.published)
-            self._retire()
+            if self._options.hold:
+                pointer = None
+                hold(self._store, self._prefix, self._lock, self._job.published)
+            else:
+                pointer = flip(self._store, self._prefix, self._lock, replaced, self._job.published)
+                self._retire()
         except (LockHeldError, GenerationGoneError) as error:
             if self._job.partition is None or isinstance(error, GenerationGoneError):
                 self._work.clear()  # there is nothing to go on with
@@ -326,7 +330,7 @@ class _Run:
     def _retire(self) -> None:
         """After the flip: let what fell out of the pointer expire, or say that it waits."""
         try:
-            retire(self._store, self._prefix, self._lock)
+            retire(self._store, self._prefix, self._lock, self._reporter.note)
         except BuilderError as error:
             self._reporter.note(f"published, but older generations keep their memory until the next build: {error}")
 
@@ -335,7 +339,7 @@ class _Run:
         try:
             self._lock.release()
         except (StoreError, ManifestError) as error:
-            self._reporter.note(f"published, but the build lock stays until it expires: {error}")
+            self._reporter.note(f"the build is done, but its lock stays until it expires: {error}")
 
 
 def _published_before(store: Store, options: BuildOptions, begun: Job) -> Manifest | None:
@@ -361,12 +365,12 @@ def _summary(
     manifest: Manifest, measured: Measured, job: Job, pointer: ActivePointer | None, started: float
 ) -> Summary:
     seconds = time.monotonic() - started
-    assert pointer is not None
     assert job.partition is not None
     return Summary(
         model_id=manifest.model_id,
         generation=manifest.generation,
-        epoch=pointer.epoch,
+        published=pointer is not None,
+        epoch=pointer.epoch if pointer else None,
         as_of=manifest.as_of,
         precision=manifest.precision,
         users=manifest.users,

@@ -12,7 +12,7 @@ from cache_builder.options import Summary
 
 # name -> what it says; of a build that failed there are only the first two
 GAUGES = {
-    "lrea_build_succeeded": "1 if the newest build published its generation, 0 if it was refused, failed or stopped",
+    "lrea_build_succeeded": "1 if the newest build published or held its generation, 0 if it failed or was stopped",
     "lrea_build_ended_timestamp_seconds": "when the newest build ended, Unix time",
     "lrea_build_seconds": "seconds from its start to its end",
     "lrea_build_users": "users cached",

@@ -12,13 +12,15 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import orjson
 
 from cache_builder.errors import GenerationGoneError, LockHeldError, LockLostError, StoreError
 from cache_builder.store import Store
-from model.cache_format import ActivePointer, Published, active_key, lock_key, unpublished_key
+from model.cache_format import ActivePointer, ManifestError, Published, active_key, lock_key, unpublished_key
 
 LOCK_TTL_S = 60.0
 RENEWALS_PER_TTL = 4
@@ -27,13 +29,13 @@ JOIN_S = 2.0  # a renewal may be waiting for a store that hangs; it harms nobody
 
 # Taking the lock and noting the generation are one step: what is written later is on record before its first byte. A
 # build that goes on takes its lock again, which may not have expired, and only if its generation is still noted: else
-# somebody has begun to delete it.
+# somebody has begun to delete it. The same holds for what is published after its build has ended.
 _ACQUIRE = """
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then return held end
-if ARGV[4] == '1' and redis.call('SISMEMBER', KEYS[2], ARGV[3]) == 0 then return 'gone' end
+if ARGV[4] == 'noted' and redis.call('SISMEMBER', KEYS[2], ARGV[3]) == 0 then return 'gone' end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.call('SADD', KEYS[2], ARGV[3])
+if ARGV[4] == 'new' then redis.call('SADD', KEYS[2], ARGV[3]) end
 return false
 """
 _RENEW = """
@@ -52,7 +54,7 @@ class LockValue:
     """What the lock's key holds: who is building what since when, and a token that nobody else has."""
 
     holder: str  # host:process
-    model_id: str
+    model_id: str  # empty where nothing is built
     generation: str
     since_ms: int  # Unix time
     token: str
@@ -63,22 +65,26 @@ class LockValue:
 
 
 class BuildLock:
-    """The lock of one build of one generation. `acquire`, then `release` in every case."""
+    """The lock of one build of one generation, or of what else needs it. `acquire`, then `release` in every case."""
 
     def __init__(
-        self, store: Store, prefix: str, building: Published, ttl_s: float = LOCK_TTL_S, begun: bytes | None = None
-    ) -> None:
-        """begun: the value of the lock that the same build had in a process that has ended; None: a new build's."""
+        self, store: Store, prefix: str, building: Published | None, ttl_s: float = LOCK_TTL_S,
+        begun: bytes | None = None, *, noted: bool = False,
+    ) -> None:  # fmt: skip
+        """building: None where nothing is written. noted: it was written by a build that has ended.
+
+        begun: the value of the lock that the same build had in a process that has ended; None: a new one's.
+        """
         self._store, self._prefix, self._ttl_s = store, prefix, ttl_s
         self.building = building
         self._key = lock_key(prefix)
-        self._resumed = begun is not None
+        self._kind = "none" if building is None else "noted" if noted or begun is not None else "new"
         self.value = (
             begun
             or LockValue(
                 holder=f"{socket.gethostname()}:{os.getpid()}",
-                model_id=building.model_id,
-                generation=building.generation,
+                model_id=building.model_id if building else "",
+                generation=building.generation if building else "",
                 since_ms=time.time_ns() // 1_000_000,
                 token=secrets.token_hex(16),
             ).to_json()
@@ -92,12 +98,13 @@ class BuildLock:
         Raises LockHeldError, naming the holder, or GenerationGoneError if what was begun before is not there any more.
         """
         keys = [self._key, unpublished_key(self._prefix)]
-        values: list[str | bytes | int] = [self.value, self._ttl_ms, member(self.building), int(self._resumed)]
+        values: list[str | bytes | int] = [self.value, self._ttl_ms, self.member, self._kind]
         held = self._store.run(_ACQUIRE, keys, values)
         if held == b"gone":
+            assert self.building is not None
             raise GenerationGoneError(
                 f"generation {self.building.generation} was published, or another build has begun to delete it: "
-                "build without --resume"
+                "build anew, without --resume"
             )
         if held is not None:
             raise LockHeldError(f"another build is running, {describe(held)}: wait until it ends or its lock expires")
@@ -125,6 +132,11 @@ class BuildLock:
         return None if active is None else ActivePointer.from_json(active)
 
     @property
+    def member(self) -> str:
+        """What is built, as in a set of generations; empty where nothing is."""
+        return member(self.building) if self.building else ""
+
+    @property
     def _ttl_ms(self) -> int:
         return round(self._ttl_s * 1000)
 
@@ -136,6 +148,19 @@ class BuildLock:
                 return
             except StoreError:
                 continue  # it may answer again before the lock expires; if not, the next renewal or the flip will tell
+
+
+@contextmanager
+def holding(lock: BuildLock, note: Callable[[str], None]) -> Iterator[None]:
+    """Acquire, and release in every case: a lock that cannot be released expires, and spoils nothing that was done."""
+    lock.acquire()
+    try:
+        yield
+    finally:
+        try:
+            lock.release()
+        except (StoreError, ManifestError) as error:
+            note(f"the build lock stays until it expires: {error}")
 
 
 def keep_lock(store: Store, prefix: str, value: bytes, ttl_s: float) -> None:
@@ -162,4 +187,6 @@ def describe(value: bytes) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(lock.since_ms / 1000))
     except (orjson.JSONDecodeError, TypeError, ValueError, OverflowError):
         return f"held by {value[:80]!r}"
+    if not lock.generation:
+        return f"{lock.holder} removing what nobody needs since {since} UTC"
     return f"{lock.holder} building {lock.generation} of model {lock.model_id} since {since} UTC"

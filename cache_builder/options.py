@@ -30,6 +30,7 @@ class BuildOptions:
     resume: bool = False
     shard_rows: int = 1_000_000
     max_bad_fraction: float = 0.001
+    hold: bool = False  # leave it to `publish`
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Summary:
 
     model_id: str
     generation: str
-    epoch: int
+    published: bool  # else it is held
+    epoch: int | None  # of the pointer that names it
     as_of: int | None
     precision: Precision
     users: int

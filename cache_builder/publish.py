@@ -5,8 +5,8 @@ was suspended past its lock, or that saw an older pointer, cannot publish over a
 another builder has claimed for deletion (removal.py) cannot be published at all.
 """
 
-from cache_builder.errors import FlipRefusedError, StoreError
-from cache_builder.lock import BuildLock, from_member, member
+from cache_builder.errors import FlipRefusedError, LockLostError, StoreError
+from cache_builder.lock import LOST, BuildLock, from_member, member
 from cache_builder.store import Store
 from model.cache_format import (
     ActivePointer,
@@ -14,6 +14,7 @@ from model.cache_format import (
     Published,
     active_key,
     deleting_key,
+    held_key,
     lock_key,
     manifest_key,
     retired_key,
@@ -31,8 +32,14 @@ if active then epoch = cjson.decode(active)['epoch'] end
 if epoch ~= tonumber(ARGV[2]) then return 'epoch' end
 redis.call('SET', KEYS[2], ARGV[3])
 redis.call('SREM', KEYS[3], ARGV[4])
+redis.call('SREM', KEYS[6], ARGV[4])
 if ARGV[5] ~= '' then redis.call('SADD', KEYS[4], ARGV[5]) end
 return 'flipped'
+"""
+_HOLD = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SADD', KEYS[2], ARGV[2])
+return 1
 """
 _REFUSALS = {
     b"lock": "the build lock expired or was taken over: look who builds, then build again",
@@ -54,11 +61,20 @@ def read_manifest(store: Store, prefix: str, published: Published) -> Manifest |
 
 
 def read_unpublished(store: Store, prefix: str) -> list[Published]:
-    """Generations that were begun and neither published nor deleted, in order of their names."""
-    return [
-        from_member(name)
-        for name in sorted(store.members(unpublished_key(prefix)) | store.members(deleting_key(prefix)))
-    ]
+    """Generations that were begun and neither published, held nor deleted, in order of their names."""
+    begun = store.members(unpublished_key(prefix)) | store.members(deleting_key(prefix))
+    return [from_member(name) for name in sorted(begun - store.members(held_key(prefix)))]
+
+
+def read_held(store: Store, prefix: str) -> list[Published]:
+    """Generations that are whole and wait to be published by hand, in order of their names."""
+    return [from_member(name) for name in sorted(store.members(held_key(prefix)))]
+
+
+def hold(store: Store, prefix: str, lock: BuildLock, published: Published) -> None:
+    """Let a whole generation wait to be published: no sweep deletes it from now on. Raises LockLostError."""
+    if not store.run(_HOLD, [lock_key(prefix), held_key(prefix)], [lock.value, member(published)]):
+        raise LockLostError(LOST)
 
 
 def flip(
@@ -75,7 +91,8 @@ def flip(
     superseded = replaced.previous if replaced else None
     retired = member(superseded) if superseded and not is_public(superseded, pointer) else ""
     keys = [
-        lock_key(prefix), active_key(prefix), unpublished_key(prefix), retired_key(prefix), deleting_key(prefix)
+        lock_key(prefix), active_key(prefix), unpublished_key(prefix), retired_key(prefix), deleting_key(prefix),
+        held_key(prefix),
     ]  # fmt: skip
     try:
         answer = store.run(_FLIP, keys, [lock.value, epoch, pointer.to_json(), member(published), retired])

@@ -1,4 +1,5 @@
 """What leaves the store: what builds left that were never published, and generations that the pointer has left behind.
+What is held for `publish` or served by a reader's lease stays.
 
 A leftover is first claimed, by one script beside lock and pointer: from then on no flip can publish it, whatever its
 builder still believes. Only then do its keys go, chunk by chunk. A superseded generation gets an expiry instead, since
@@ -25,6 +26,8 @@ from model.cache_format import (
     active_key,
     deleting_key,
     generation_prefix,
+    held_key,
+    leases_key,
     lock_key,
     retired_key,
     unpublished_key,
@@ -49,9 +52,14 @@ end
 """
 _CLAIM = f"""{_GUARD}
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[3])) do
-  if name ~= ARGV[2] and not named[name] then redis.call('SMOVE', KEYS[3], KEYS[4], name) end
+  local held = redis.call('SISMEMBER', KEYS[5], name) == 1
+  if name ~= ARGV[2] and not named[name] and not held then redis.call('SMOVE', KEYS[3], KEYS[4], name) end
 end
 return redis.call('SMEMBERS', KEYS[4])
+"""
+_LEASED = """
+local now = redis.call('TIME')
+return redis.call('ZRANGEBYSCORE', KEYS[1], now[1] * 1000 + math.floor(now[2] / 1000), '+inf')
 """
 _ASK = f"""{_GUARD}
 if named[ARGV[2]] then return 'named' end
@@ -78,23 +86,45 @@ def sweep(store: Store, prefix: str, lock: BuildLock, note: Callable[[str], None
 
     Raises LockLostError once the lock is no longer ours; what is left then, the next build deletes.
     """
-    keys = [lock_key(prefix), active_key(prefix), unpublished_key(prefix), deleting_key(prefix)]
-    claimed = _ours(store.run(_CLAIM, keys, [lock.value, member(lock.building)]))
+    keys = [lock_key(prefix), active_key(prefix), unpublished_key(prefix), deleting_key(prefix), held_key(prefix)]
+    claimed = _ours(store.run(_CLAIM, keys, [lock.value, lock.member]))
     for leftover in map(from_member, sorted(claimed)):
-        deleted = _in_chunks(store, prefix, lock, leftover, store.delete)
+        deleted = delete_generation(store, prefix, lock, leftover)
         if deleted:
             note(f"deleted {deleted} keys of generation {leftover.generation}, which an interrupted build left behind")
         store.remove_member(deleting_key(prefix), member(leftover))
 
 
-def retire(store: Store, prefix: str, lock: BuildLock) -> None:
+def retire(store: Store, prefix: str, lock: BuildLock, note: Callable[[str], None]) -> None:
     """Let the generations expire that flips have put behind `previous`, this build's flip or an earlier one's.
 
+    What a reader serves is left to the next build: no reader takes up a generation that the pointer has left behind.
     Raises LockLostError or StoreError; what has no expiry then, the next build gives one.
     """
+    leased = leased_generations(store, prefix)
     for superseded in map(from_member, sorted(store.members(retired_key(prefix)))):
-        _in_chunks(store, prefix, lock, superseded, lambda keys: store.expire(keys, _ttl_s()))
+        if superseded in leased:
+            note(f"generation {superseded.generation} stays, for {leased[superseded]} still reads it")
+            continue
+        expire_generation(store, prefix, lock, superseded)
         store.remove_member(retired_key(prefix), member(superseded))
+
+
+def leased_generations(store: Store, prefix: str) -> dict[Published, str]:
+    """Which generations readers serve by a lease that has not ended, and the name of one reader of each."""
+    found: list[bytes] = store.run(_LEASED, [leases_key(prefix)], [])
+    leases = [name.decode().split(":", 2) for name in found]
+    return {Published(model_id, generation): reader for model_id, generation, reader in leases}
+
+
+def delete_generation(store: Store, prefix: str, lock: BuildLock, published: Published) -> int:
+    """Delete a generation that the pointer does not name; the number of its keys. Raises LockLostError."""
+    return _in_chunks(store, prefix, lock, published, store.delete)
+
+
+def expire_generation(store: Store, prefix: str, lock: BuildLock, published: Published) -> int:
+    """Let it expire instead. Raises LockLostError."""
+    return _in_chunks(store, prefix, lock, published, lambda keys: store.expire(keys, _ttl_s()))
 
 
 def _in_chunks(

@@ -6,12 +6,11 @@ two generations. Nothing is deleted: the bad one stays as `previous`, to be look
 
 from cache_builder.errors import FlipRefusedError, LockHeldError, StoreError, VerifyError
 from cache_builder.lock import describe
-from cache_builder.publish import read_active, read_manifest
+from cache_builder.publish import read_active
 from cache_builder.store import Store
-from model.cache_format import ActivePointer, Published, active_key, generation_prefix, lock_key
+from cache_builder.whole import check_whole
+from model.cache_format import ActivePointer, Published, active_key, lock_key
 from model.progress import Reporter
-
-COUNT_KEYS = 1_000
 
 _ROLL_BACK = """
 local active = redis.call('GET', KEYS[2])
@@ -40,7 +39,7 @@ def roll_back(store: Store, prefix: str, generation: str | None, count: bool, re
     if target == pointer.current:
         reporter.note(f"generation {target.generation} is current already: nothing to do")
         return pointer
-    _check_whole(store, prefix, target, count, reporter)
+    check_whole(store, prefix, target, count, reporter)
     rolled_back = ActivePointer(target, pointer.current, pointer.epoch + 1)
     try:
         answer = store.run(_ROLL_BACK, [lock_key(prefix), active_key(prefix)], [data, rolled_back.to_json()])
@@ -73,21 +72,3 @@ def _target(pointer: ActivePointer, generation: str | None) -> Published:
             f"give --generation {pointer.previous.generation} to publish that again"
         )
     return pointer.previous
-
-
-def _check_whole(store: Store, prefix: str, target: Published, count: bool, reporter: Reporter) -> None:
-    manifest = read_manifest(store, prefix, target)
-    if manifest is None:
-        raise VerifyError(f"generation {target.generation} has no manifest in {store.name}: build the cache again")
-    if count:
-        reporter.start("count", manifest.users, "users")
-        found = 0
-        records = generation_prefix(prefix, target.model_id, target.generation) + "u:"
-        for keys in store.scan(records, COUNT_KEYS):
-            found += len(keys)
-            reporter.advance(len(keys))
-        if found < manifest.users:
-            raise VerifyError(
-                f"generation {target.generation} has {found} records of {manifest.users}: see whether {store.name} "
-                "evicts keys; --no-count rolls back all the same, and users without a record are scored as unknown"
-            )

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from cache_builder.lock import describe
-from cache_builder.publish import read_active, read_manifest, read_unpublished
+from cache_builder.publish import read_active, read_held, read_manifest, read_unpublished
 from cache_builder.store import Store
 from model.cache_format import ActivePointer, Manifest, Published, lock_key
 
@@ -21,6 +21,7 @@ class Status:
     current: Manifest | None
     previous: Manifest | None
     building: str | None  # who holds the lock
+    held: list[Published]  # whole, and waiting for `publish`
     unpublished: list[Published]  # the generation being built, and what interrupted builds left
 
     def as_dict(self) -> dict[str, Any]:
@@ -30,6 +31,7 @@ class Status:
             "current": _plain(self.current),
             "previous": _plain(self.previous),
             "building": self.building,
+            "held": [f"{one.model_id}:{one.generation}" for one in self.held],
             "unpublished": [f"{one.model_id}:{one.generation}" for one in self.unpublished],
         }
 
@@ -42,6 +44,8 @@ class Status:
             if self.pointer.previous:
                 yield f"previous  {_describe(self.pointer.previous, self.previous)}"
         yield f"building  {self.building or 'nobody'}"
+        if self.held:
+            yield f"held      {', '.join(one.generation for one in self.held)}: whole, `publish` makes one current"
         if self.unpublished and self.building is None:
             names = ", ".join(one.generation for one in self.unpublished)
             yield f"leftover  {names}: of builds that did not end, the next build deletes what is left of them"
@@ -56,6 +60,7 @@ def read_status(store: Store, prefix: str) -> Status:
         current=read_manifest(store, prefix, pointer.current) if pointer else None,
         previous=read_manifest(store, prefix, pointer.previous) if pointer and pointer.previous else None,
         building=None if lock is None else describe(lock),
+        held=read_held(store, prefix),
         unpublished=read_unpublished(store, prefix),
     )
 

@@ -128,6 +128,16 @@ class Store:
         """Let keys be deleted after that time; the number of those that are there."""
         return sum(self._each("set an expiry", [("EXPIRE", key, ttl_s) for key in keys]))
 
+    def ttl(self, key: bytes) -> int | None:
+        """Seconds until a key is deleted; -1 if it has no expiry, None if it is not there."""
+        with self._translated("read"):
+            seconds: int = self._redis.ttl(key)
+            return None if seconds == -2 else seconds
+
+    def size(self) -> int:
+        """How many keys there are, of all prefixes."""
+        return sum(count for count, _ in self._of_each_server("count its keys", lambda server: server.dbsize()))
+
     def scan(self, key_prefix: str, size: int) -> Iterator[list[bytes]]:
         """Every key that begins with `key_prefix`, some perhaps twice, at most `size` at a time.
 

@@ -5,6 +5,9 @@ A request keeps the model it began with; only later ones see the new one.
 
 import asyncio
 import logging
+import os
+import secrets
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from service.store import Store
 logger = logging.getLogger(__name__)
 WARM_UP_CANDIDATES = 1000
 PUBLICATION_REFUSED = "publication_refused"
+LEASE_MS = 60_000  # renewed with every poll; a builder that finds none lets the generation expire, in hours
 RETRY_S = 30.0  # loading a bundle that does not fit is too much work for every poll
 
 
@@ -53,6 +57,7 @@ class ModelFollower:
         self._metrics = metrics
         self._poll_s = poll_s
         self._refused: _Refusal | None = None
+        self._reader = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         self._show()
 
     def degraded(self) -> list[str]:
@@ -80,7 +85,10 @@ class ModelFollower:
         try:
             pointer = await self._store.read_active()
             published = pointer.current if pointer else None
-            await self._follow(published)
+            try:
+                await self._follow(published)
+            finally:
+                await self._lease()
         except StoreError:
             pass  # the store remembers it, and has logged it
         except (ManifestError, PublicationError) as error:
@@ -98,6 +106,12 @@ class ModelFollower:
                 return
             self._adopt(await self._load(published))
         self._refused = None
+
+    async def _lease(self) -> None:
+        """Let the builder know what is read, which need not be what is published."""
+        if self.current.generation is not None:
+            published = Published(self.current.model_id, self.current.generation)
+            await self._store.lease(published, self._reader, LEASE_MS)
 
     async def _load(self, published: Published) -> ActiveModel:
         manifest = await find_manifest(self._store, published)

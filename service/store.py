@@ -15,7 +15,16 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from model.cache_format import ActivePointer, Manifest, active_key, manifest_key, record_key
+from model.cache_format import (
+    ActivePointer,
+    Manifest,
+    Published,
+    active_key,
+    lease_member,
+    leases_key,
+    manifest_key,
+    record_key,
+)
 from model.identifiers import Id
 from service.errors import StoreError, StoreTimeout, StoreUnavailable
 
@@ -38,8 +47,17 @@ def translate(error: Exception) -> StoreError | None:
     return None
 
 
+# By the store's clock: readers' own may differ. What has ended is taken out by whoever comes next.
+_LEASE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+return redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+"""
+
+
 class Store:
-    """Reads of one store. `trouble` is why the last question got no answer, None when it got one."""
+    """Reads of one store, and a lease on what is read. `trouble`: why the last question got no answer, if so."""
 
     def __init__(self, url: str, key_prefix: str, timeout_s: float) -> None:
         # No retries: a second wait would double the caller's latency, and the next batch asks again anyway.
@@ -53,6 +71,7 @@ class Store:
             retry=Retry(NoBackoff(), 0),
         )
         self._prefix = key_prefix
+        self._may_lease = True
         self.trouble: StoreError | None = None
 
     async def read_active(self) -> ActivePointer | None:
@@ -71,6 +90,27 @@ class Store:
             return {}
         keys = [record_key(self._prefix, model_id, generation, user_id) for user_id in user_ids]
         return dict(zip(user_ids, await self._ask(self._redis.mget(keys)), strict=True))
+
+    async def lease(self, published: Published, reader: str, ttl_ms: int) -> None:
+        """Say that `reader` serves a generation, for so long: the builder keeps it. Raises StoreError.
+
+        A store that this user may only read from is not told, and that is logged once: then a generation is kept for
+        the builder's period of grace and no longer.
+        """
+        if not self._may_lease:
+            return
+        member = lease_member(published.model_id, published.generation, reader)
+        try:
+            await self._redis.eval(_LEASE, 1, leases_key(self._prefix), member, ttl_ms)
+        except redis_errors.ResponseError as error:  # no permission, or a replica: it answers, so it is no trouble
+            self._may_lease = False
+            logger.warning("the store takes no lease (%s): old generations are kept for a period of grace only", error)
+        except Exception as error:
+            trouble = translate(error)
+            if trouble is None:
+                raise
+            self._note(trouble)
+            raise trouble from error
 
     async def close(self) -> None:
         await self._redis.aclose()

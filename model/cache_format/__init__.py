@@ -12,8 +12,10 @@ from model.cache_format.keys import (
     check_prefix,
     deleting_key,
     generation_prefix,
+    held_key,
     is_model_id,
-    lease_key,
+    lease_member,
+    leases_key,
     lock_key,
     manifest_key,
     new_generation,
@@ -25,7 +27,7 @@ from model.cache_format.keys import (
 )
 from model.cache_format.manifest import ActivePointer, Manifest, Published
 from model.cache_format.pair import PRECISIONS, Precision
-from model.cache_format.record import FORMAT_VERSION, UserRecord, decode, encode
+from model.cache_format.record import FORMAT_VERSION, UserRecord, decode, encode, reissue
 from model.cache_format.shape import RecordShape
 
 __all__ = [
@@ -48,12 +50,15 @@ __all__ = [
     "deleting_key",
     "encode",
     "generation_prefix",
+    "held_key",
     "is_model_id",
-    "lease_key",
+    "lease_member",
+    "leases_key",
     "lock_key",
     "manifest_key",
     "new_generation",
     "record_key",
+    "reissue",
     "retired_key",
     "unpublished_key",
     "user_from_key",

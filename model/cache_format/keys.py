@@ -7,7 +7,8 @@
     {prefix}:unpublished:{{prefix}:active}           what builds have begun     } tag, so that a script on a cluster
     {prefix}:deleting:{{prefix}:active}              what is being deleted      } reaches them and the pointer
     {prefix}:retired:{{prefix}:active}               what shall expire          }
-    {prefix}:lease:{{prefix}:active}:{reader}        a reader's lease           }
+    {prefix}:held:{{prefix}:active}                  what waits for `publish`   }
+    {prefix}:leases:{{prefix}:active}                what readers serve         }
 
 Cluster slots are computed over the hash tag where a key has one and over the whole key where it has none: the pointer
 carries no braces, so its slot is that of the tag `{prefix}:active`.
@@ -26,7 +27,6 @@ MAX_USER_BYTES = 256
 _PREFIX = re.compile(r"[^\s{}\x00-\x1f\x7f]+")
 _MODEL_ID = re.compile(r"[0-9a-f]{12}")
 _GENERATION = re.compile(r"[0-9A-Za-z-]{1,24}")
-_READER = re.compile(r"[0-9A-Za-z_.-]{1,128}")
 # One spelling per integer: int() would also take "+1", " 1", "1_0" and other scripts' digits. 19 digits are an int64's.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
@@ -109,10 +109,19 @@ def retired_key(prefix: str) -> str:
     return f"{prefix}:retired:{{{active_key(prefix)}}}"
 
 
-def lease_key(prefix: str, reader: str) -> str:
-    """The key of one reader's lease, in the pointer's cluster slot."""
-    _check("reader", _READER, reader, "1 to 128 of [0-9A-Za-z_.-]")
-    return f"{prefix}:lease:{{{active_key(prefix)}}}:{reader}"
+def held_key(prefix: str) -> str:
+    """The key of the set of unpublished generations that are whole and wait to be published by hand."""
+    return f"{prefix}:held:{{{active_key(prefix)}}}"
+
+
+def leases_key(prefix: str) -> str:
+    """The key of the sorted set of what readers serve: a `lease_member` each, by the millisecond at which it ends."""
+    return f"{prefix}:leases:{{{active_key(prefix)}}}"
+
+
+def lease_member(model_id: str, generation: str, reader: str) -> str:
+    """One reader's lease on a generation. reader: any name that no other reader has."""
+    return f"{check_model_id(model_id)}:{generation}:{reader}"
 
 
 def check_prefix(prefix: str) -> str:

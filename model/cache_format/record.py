@@ -36,7 +36,7 @@ _FIXED = struct.Struct("<4sHHII")  # magic, version, 0, total length, CRC-32: th
 _REST = struct.Struct("<16sqqIIII24s12sI")  # user digest, watermark, built at, L, S, long rows, sections, names, 0
 _SECTION = struct.Struct("<HHI")  # tag, flags, payload length
 _HEADER_SIZE = _FIXED.size + _REST.size
-_CRC_AT = 12
+_CRC_AT, _GENERATION_AT = 12, 64
 _NO_WATERMARK = INT64_MIN
 
 _PAIR, _SKETCH, _TAIL, _CODES = 1, 2, 3, 4
@@ -131,6 +131,18 @@ def decode(data: bytes, *, model_id: str, generation: str, user_id: Id, shape: R
         tail_timestamps=tail.timestamps,
         user_codes=decode_codes(payloads[_CODES], shape) if shape.user_features else np.empty(0, np.int32),
     )
+
+
+def reissue(data: bytes, generation: str) -> bytes:
+    """An intact record as one of another generation: everything else stays, the time it was built at too.
+
+    Raises RecordError if `data` is no intact record.
+    """
+    _check_intact(data)
+    name = struct.pack("24s", generation.encode())
+    body = data[_FIXED.size : _GENERATION_AT] + name + data[_GENERATION_AT + len(name) :]
+    crc = zlib.crc32(body, zlib.crc32(_FIXED.pack(_MAGIC, FORMAT_VERSION, 0, len(data), 0)))
+    return _FIXED.pack(_MAGIC, FORMAT_VERSION, 0, len(data), crc) + body
 
 
 def _user_digest(user_id: Id) -> bytes:

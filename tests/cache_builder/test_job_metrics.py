@@ -9,7 +9,9 @@ from cache_builder.gate import Measured
 from cache_builder.job_metrics import GAUGES, write_metrics
 from cache_builder.options import Summary
 
-SUMMARY = Summary("3f2a00c0ffee", "gen-a", 3, None, "float16", 30, 3000, 5, 9000, 300.0, 2.5, 12.0, Measured(0.1, 0.9))
+SUMMARY = Summary(
+    "3f2a00c0ffee", "gen-a", True, 3, None, "float16", 30, 3000, 5, 9000, 300.0, 2.5, 12.0, Measured(0.1, 0.9)
+)
 
 
 def test_every_metric_is_documented() -> None:

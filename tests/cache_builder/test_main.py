@@ -61,8 +61,8 @@ def test_build_then_verify_then_status(world: World, store_url: str, key_prefix:
     assert built.exit_code == 0, built.stderr
     summary = last_line(built)
     assert list(summary) == [
-        "model_id", "generation", "epoch", "as_of", "precision", "users", "rows", "bad_rows", "record_bytes",
-        "bytes_per_user", "seconds", "users_per_s", "gate",
+        "model_id", "generation", "published", "epoch", "as_of", "precision", "users", "rows", "bad_rows",
+        "record_bytes", "bytes_per_user", "seconds", "users_per_s", "gate",
     ]  # fmt: skip
     assert (summary["model_id"], summary["as_of"], summary["precision"]) == (world.bundle.model_id, AS_OF, "int8")
     users = summary["users"]
@@ -85,11 +85,28 @@ def test_build_then_verify_then_status(world: World, store_url: str, key_prefix:
     assert "building  nobody" in status.stderr
 
 
+def test_hold_then_publish_then_gc(world: World, store_url: str, key_prefix: str) -> None:
+    where = ("--store", store_url, "--key-prefix", key_prefix)
+    held = last_line(run("build", *build_arguments(world, store_url, key_prefix), "--hold"))
+    assert (held["published"], held["epoch"]) == (False, None)
+    assert run("publish", *where, "--generation", "gen-x").stderr == (
+        f"error: generation 'gen-x' is not held: there is {held['generation']}\n"
+    )
+    published = run("publish", *where)
+    assert published.exit_code == 0
+    assert f"count: {held['users']} of {held['users']} users" in published.stderr
+    assert last_line(published)["current"]["generation"] == held["generation"]
+    name = f"{held['model_id']}:{held['generation']}"
+    kept = {"kept": {name: held["users"] + 1}, "expiring": {}, "deleted": {}}
+    assert last_line(run("gc", *where)) == last_line(run("gc", *where, "--now", "--held")) == kept
+    assert run("publish", *where).exit_code == 1
+
+
 def test_status_of_nothing(store_url: str, key_prefix: str) -> None:
     found = run("status", "--store", store_url, "--key-prefix", key_prefix)
     assert found.stderr.splitlines() == ["nothing is published", "building  nobody"]
-    nothing: dict[str, Any] = {"active": None, "current": None, "previous": None, "building": None, "unpublished": []}
-    assert last_line(found) == nothing
+    nothing: dict[str, Any] = dict.fromkeys(("active", "current", "previous", "building"))
+    assert last_line(found) == nothing | {"held": [], "unpublished": []}
 
 
 def test_status_names_the_builder_and_what_was_interrupted(store: Store, store_url: str, key_prefix: str) -> None:

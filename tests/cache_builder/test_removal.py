@@ -19,6 +19,8 @@ from model.cache_format import (
     Published,
     active_key,
     deleting_key,
+    lease_member,
+    leases_key,
     lock_key,
     manifest_key,
     record_key,
@@ -231,7 +233,7 @@ def ttls_of(admin: Any, prefix: str, published: Published) -> list[int]:
 def test_what_fell_out_of_the_pointer_expires_and_nothing_else(
     store: Store, key_prefix: str, superseded: BuildLock, admin: Any
 ) -> None:
-    retire(store, key_prefix, superseded)
+    retire(store, key_prefix, superseded, ignore)
     retired = ttls_of(admin, key_prefix, A)
     assert len(retired) == 21
     assert all(RETIRED_TTL_S - 60 < ttl <= RETIRED_TTL_S + RETIRED_SPREAD_S for ttl in retired)
@@ -243,9 +245,9 @@ def test_a_builder_that_dies_before_leaves_it_to_the_next_one(
     store: Store, store_url: str, key_prefix: str, superseded: BuildLock, take_lock: TakeLock, admin: Any
 ) -> None:
     with Store(store_url) as meddled, pytest.raises(LockLostError):
-        retire(before_chunk(meddled, 2, lambda: admin.delete(lock_key(key_prefix))), key_prefix, superseded)
+        retire(before_chunk(meddled, 2, lambda: admin.delete(lock_key(key_prefix))), key_prefix, superseded, ignore)
     assert KEYS - 2 * CHUNK_KEYS <= ttls_of(admin, key_prefix, A).count(-1) < KEYS
-    retire(store, key_prefix, take_lock(D))
+    retire(store, key_prefix, take_lock(D), ignore)
     assert -1 not in ttls_of(admin, key_prefix, A)
     assert not admin.exists(retired_key(key_prefix))
 
@@ -253,5 +255,21 @@ def test_a_builder_that_dies_before_leaves_it_to_the_next_one(
 def test_what_the_pointer_names_never_expires(store: Store, key_prefix: str, superseded: BuildLock, admin: Any) -> None:
     """Somebody has set the pointer back by hand."""
     admin.set(active_key(key_prefix), ActivePointer(A, C, 9).to_json())
-    retire(store, key_prefix, superseded)
+    retire(store, key_prefix, superseded, ignore)
     assert ttls_of(admin, key_prefix, A) == [-1] * 21
+
+
+def test_what_a_reader_serves_does_not_expire_before_its_lease_has_ended(
+    store: Store, key_prefix: str, superseded: BuildLock, admin: Any
+) -> None:
+    seconds, _ = admin.time()
+    lease = lease_member(A.model_id, A.generation, "host.7.ab:1")
+    admin.zadd(leases_key(key_prefix), {lease: (seconds + 60) * 1000})
+    notes: list[str] = []
+    retire(store, key_prefix, superseded, notes.append)
+    assert notes == ["generation gen-a stays, for host.7.ab:1 still reads it"]
+    assert ttls_of(admin, key_prefix, A) == [-1] * 21
+    admin.zadd(leases_key(key_prefix), {lease: (seconds - 1) * 1000})
+    retire(store, key_prefix, superseded, notes.append)
+    assert len(notes) == 1
+    assert -1 not in ttls_of(admin, key_prefix, A)

@@ -94,7 +94,7 @@ def test_a_builder_that_is_suspended_before_a_chunk_lets_nothing_public_expire(
         publish(store, key_prefix, take_lock, D)
 
     with Store(store_url) as meddled, pytest.raises(LockLostError):
-        retire(before_dealing(meddled, "expire", meanwhile), key_prefix, lock)
+        retire(before_dealing(meddled, "expire", meanwhile), key_prefix, lock, print)
     assert KEYS - CHUNK_KEYS <= ttls_of(admin, key_prefix, A).count(-1) < KEYS
     for other in (B, C, D):
         assert ttls_of(admin, key_prefix, other) == [-1] * KEYS

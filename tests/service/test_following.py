@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from model.bundle import load_bundle
+from model.cache_format import leases_key
 from service.errors import PublicationError, StartupError
 from service.follow import warm_up
 from tests.service.cache import Cache
@@ -199,3 +200,52 @@ def test_a_start_with_nothing_to_serve_says_what_to_do(
     one.point_at(other.bundle.model_id, "no-manifest")
     with pytest.raises(StartupError, match="no manifest"):
         serve(one)
+
+
+def leases(cache: Cache) -> dict[str, float]:
+    """What the builder sees: when each generation's lease ends, in ms."""
+    found = cache.redis.zrange(leases_key(cache.prefix), 0, -1, withscores=True)
+    return {name.decode().split(":")[1]: end for name, end in found}
+
+
+def test_a_lease_says_what_is_served_and_that_of_the_one_before_ends(cache: Cache, serve: Serve) -> None:
+    cache.publish({}, "first")
+    serve(cache, poll_seconds=0.05)
+    wait_for(lambda: "first" in leases(cache))
+    seconds, _ = cache.redis.time()
+    assert 50_000 < leases(cache)["first"] - seconds * 1000 < 62_000
+    before = leases(cache)["first"]
+    wait_for(lambda: leases(cache)["first"] > before)  # it is renewed
+    cache.publish({}, "second")
+    wait_for(lambda: "second" in leases(cache))
+    ended = leases(cache)["first"]
+    wait_for(lambda: leases(cache)["second"] > ended)
+    assert leases(cache)["first"] == ended
+    [member] = [name for name in cache.redis.zrange(leases_key(cache.prefix), 0, -1) if b":first:" in name]
+    cache.redis.zadd(leases_key(cache.prefix), {member: seconds * 1000 - 1})
+    wait_for(lambda: "first" not in leases(cache))
+
+
+def test_a_store_that_may_only_be_read_is_served_all_the_same(
+    cache: Cache, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.publish({USER: HISTORY}, "first")
+    cache.redis.acl_setuser(
+        cache.prefix, enabled=True, passwords=["+p"], keys=["*"], commands=["+get", "+mget", "+ping"], reset=True
+    )
+    limited = replace_url(cache, cache.url.replace("redis://", f"redis://{cache.prefix}:p@"))
+    try:
+        client = serve(limited, poll_seconds=0.05)
+        wait_for(lambda: "the store takes no lease (" in caplog.text)
+        time.sleep(0.2)  # some polls more
+        assert served(client) == (cache.bundle.model_id, "first", "cached")
+        assert client.get("/readyz").json() == {"status": "ready", "degraded": []}
+        assert caplog.text.count("the store takes no lease") == 1
+    finally:
+        cache.redis.acl_deluser(cache.prefix)
+
+
+def replace_url(cache: Cache, url: str) -> Cache:
+    moved = Cache(url, cache.prefix, cache.bundles_dir, cache.bundle)
+    moved.redis = cache.redis
+    return moved

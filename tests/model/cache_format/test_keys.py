@@ -12,8 +12,10 @@ from model.cache_format import (
     check_model_id,
     deleting_key,
     generation_prefix,
+    held_key,
     is_model_id,
-    lease_key,
+    lease_member,
+    leases_key,
     lock_key,
     manifest_key,
     new_generation,
@@ -55,7 +57,9 @@ def test_the_other_keys() -> None:
     assert unpublished_key("lrea") == "lrea:unpublished:{lrea:active}"
     assert deleting_key("lrea") == "lrea:deleting:{lrea:active}"
     assert retired_key("lrea") == "lrea:retired:{lrea:active}"
-    assert lease_key("lrea", "host-1.7") == "lrea:lease:{lrea:active}:host-1.7"
+    assert held_key("lrea") == "lrea:held:{lrea:active}"
+    assert leases_key("lrea") == "lrea:leases:{lrea:active}"
+    assert lease_member(MODEL, GENERATION, "host-1.7") == f"{MODEL}:{GENERATION}:host-1.7"
 
 
 def test_the_pointer_and_what_guards_it_share_a_cluster_slot() -> None:
@@ -65,7 +69,8 @@ def test_the_pointer_and_what_guards_it_share_a_cluster_slot() -> None:
         unpublished_key("p"),
         deleting_key("p"),
         retired_key("p"),
-        lease_key("p", "r"),
+        held_key("p"),
+        leases_key("p"),
     )
     slots = {key_slot(key.encode()) for key in keys}
     assert len(slots) == 1
