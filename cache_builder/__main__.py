@@ -1,6 +1,7 @@
 """The builder's commands; with store_options.py the only place that reads its environment.
 
     python -m cache_builder build  --bundle DIR --data DIR --store URL [--as-of T]
+    python -m cache_builder refresh --bundle DIR --data DIR --store URL [--as-of T]
     python -m cache_builder verify --bundle DIR --data DIR --store URL
     python -m cache_builder publish --store URL [--generation G]
     python -m cache_builder rollback --store URL [--generation G]
@@ -67,9 +68,8 @@ app = typer.Typer(
 )
 
 
-@app.command("build")
-@with_store
-def build_command(
+def _build(
+    refresh: bool,
     bundle: BundleDir,
     data: Data,
     store: StoreOptions,
@@ -102,7 +102,6 @@ def build_command(
     key_prefix: KeyPrefix = "lrea",
     device: Device = "auto",
 ) -> None:
-    """Write a new generation, verify it, and only then publish it."""
     with _outcome() as reporter, reporting(metrics_file, key_prefix) as done:
         gate = GateOptions(min_coverage, max_unknown, max_memory, max_norm_drift, max_score_drift)
         if max_write_mb_s is not None and not 0 < max_write_mb_s < float("inf"):
@@ -110,13 +109,21 @@ def build_command(
         options = BuildOptions(
             check_prefix(key_prefix), as_of, _precision(precision), batch_users, max_write_mb_s,
             gate=gate, work=work, resume=resume, shard_rows=shard_rows, max_bad_fraction=max_bad_fraction,
-            hold=hold,
+            refresh=refresh, hold=hold,
         )  # fmt: skip
         model = load_bundle(bundle, choose_device(device))
         rows = open_source(data).rows
         with store.open() as opened, _workers(engine, workers, rows, bundle, model, opened) as found:
             done.append(build(model, data, opened, found, options, reporter, _finder(bundle, previous_bundle)))
     _print_json(done[0].as_dict())
+
+
+app.command("build", help="Write a new generation, verify it, and only then publish it.")(
+    with_store(_build, refresh=False)
+)
+app.command("refresh", help="As build, but copy the records of users about whom nothing has changed.")(
+    with_store(_build, refresh=True)
+)
 
 
 @app.command("verify")

@@ -97,8 +97,9 @@ def build(
             done = _published_before(store, options, begun)
             if done is not None:
                 _begin(store, options, begun)[1].release()
+                copied = work.copied()
                 work.clear()
-                return _summary(done, Measured(0), begun, read_active(store, options.key_prefix), started)
+                return _summary(done, Measured(0), begun, copied, read_active(store, options.key_prefix), started)
         job, lock = _begin(store, options, begun) if begun else _begin_anew(bundle, store, options, work, facts)
         run = _Run(bundle, source, store, workers, options, reporter, find_bundle, work, lock, job)
         return run.all(started)
@@ -113,11 +114,32 @@ def _begin_anew(
     bundle: Bundle, store: Store, options: BuildOptions, work: WorkFolder, facts: dict[str, Any]
 ) -> tuple[Job, BuildLock]:
     work.clear()
+    base = _base(bundle, store, options) if options.refresh else None
     published = Published(bundle.model_id, new_generation(datetime.now(UTC)))
     lock = BuildLock(store, options.key_prefix, published, options.lock_ttl_s)
-    job = Job(facts, published, time.time_ns() // 1_000_000, lock.value.decode())
+    job = Job(facts, published, time.time_ns() // 1_000_000, lock.value.decode(), base)
     work.note(job)  # before the lock is taken: who goes on has to have it
     return job, lock
+
+
+def _base(bundle: Bundle, store: Store, options: BuildOptions) -> Published | None:
+    """The published generation, if its records can be copied; None where nothing is published."""
+    pointer = read_active(store, options.key_prefix)
+    if pointer is None:
+        return None
+    base = pointer.current
+    if base.model_id != bundle.model_id:
+        raise InputError(
+            f"the published generation {base.generation} is of model {base.model_id}, the bundle is {bundle.model_id}: "
+            "no record of it can be copied; use build"
+        )
+    manifest = read_manifest(store, options.key_prefix, base)
+    if manifest is not None and manifest.precision != options.precision:
+        raise InputError(
+            f"the published generation {base.generation} is stored as {manifest.precision}, this one as "
+            f"{options.precision}: give --precision {manifest.precision}, or use build"
+        )
+    return base
 
 
 def check_inputs(bundle: Bundle, options: BuildOptions) -> None:
@@ -152,6 +174,7 @@ class _Run:
         try:
             self._lock.acquire()
             replaced = read_active(self._store, self._prefix)
+            self._check_base(replaced)
             sweep(self._store, self._prefix, self._lock, self._reporter.note)
             manifest, measured = self._write(replaced)
             if self._options.hold:
@@ -170,9 +193,20 @@ class _Run:
         except BaseException:  # Ctrl-C too
             self._stop()
             raise
+        copied = self._work.copied()
         self._work.clear()
         self._release()
-        return _summary(manifest, measured, self._job, pointer, started)
+        return _summary(manifest, measured, self._job, copied, pointer, started)
+
+    def _check_base(self, active: ActivePointer | None) -> None:
+        base = self._job.base
+        if base is not None and (active is None or active.current != base):
+            raise FlipRefusedError(
+                f"generation {base.generation}, whose records are copied, is not the published one any more: "
+                "begin anew, without --resume"
+            )
+        if self._options.refresh and base is None:
+            self._reporter.note("nothing is published to copy from: every user is computed")
 
     def _write(self, active: ActivePointer | None) -> tuple[Manifest, Measured]:
         """Write and verify all records and the manifest, and pass the gate. Only the flip is missing after it."""
@@ -255,6 +289,7 @@ class _Run:
             max_bytes_per_s=None if limit is None else limit * 1e6 / self._workers.count,
             lock=self._lock.value,
             lock_ttl_s=options.lock_ttl_s,
+            base=self._job.base,
         )
 
     def _drift(self, current: Published | None, user_ids: Sequence[Id]) -> tuple[float | None, float | None]:
@@ -362,7 +397,7 @@ def _sampled(ledgers: Sequence[ShardLedger]) -> list[Id]:
 
 
 def _summary(
-    manifest: Manifest, measured: Measured, job: Job, pointer: ActivePointer | None, started: float
+    manifest: Manifest, measured: Measured, job: Job, copied: int, pointer: ActivePointer | None, started: float
 ) -> Summary:
     seconds = time.monotonic() - started
     assert job.partition is not None
@@ -374,6 +409,7 @@ def _summary(
         as_of=manifest.as_of,
         precision=manifest.precision,
         users=manifest.users,
+        copied=copied,
         rows=job.partition.rows,
         bad_rows=job.partition.bad_rows,
         record_bytes=manifest.record_bytes,

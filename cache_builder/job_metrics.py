@@ -16,6 +16,7 @@ GAUGES = {
     "lrea_build_ended_timestamp_seconds": "when the newest build ended, Unix time",
     "lrea_build_seconds": "seconds from its start to its end",
     "lrea_build_users": "users cached",
+    "lrea_build_copied_users": "of them, whose records were copied by a refresh",
     "lrea_build_rows": "rows of the data",
     "lrea_build_bad_rows": "rows that could not be used",
     "lrea_build_record_bytes": "bytes of all records",
@@ -49,8 +50,9 @@ def write_metrics(path: Path, key_prefix: str, summary: Summary | None) -> None:
     if summary is not None:
         gate = summary.gate
         measured = {
-            "seconds": summary.seconds, "users": summary.users, "rows": summary.rows, "bad_rows": summary.bad_rows,
-            "record_bytes": summary.record_bytes, "unknown_items": gate.unknown, "coverage": gate.coverage,
+            "seconds": summary.seconds, "users": summary.users, "copied_users": summary.copied, "rows": summary.rows,
+            "bad_rows": summary.bad_rows, "record_bytes": summary.record_bytes, "unknown_items": gate.unknown,
+            "coverage": gate.coverage,
             "memory": gate.memory, "norm_drift": gate.norm_drift, "score_drift": gate.score_drift,
         }  # fmt: skip
         values |= {name: value for name, value in measured.items() if value is not None}

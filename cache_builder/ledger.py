@@ -40,6 +40,7 @@ class ShardLedger:
     behaviours: int  # of all histories of the shard
     unknown: int  # those of an item that the model does not know
     servers: tuple[str, ...]  # the processes that hold the records
+    copied: int = 0  # the first so many records are those of the generation before
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -52,13 +53,17 @@ class ShardLedger:
     def chunks(self, size: int) -> Iterator[list[Entry]]:
         """All entries, `size` at a time."""
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            columns = (self.user_ids[part], self.sizes[part].tolist(), self.digests[part].tolist())
-            yield [Entry(*entry) for entry in zip(*columns, strict=True)]
+            yield self.entries(start, start + size)
+
+    def entries(self, start: int, end: int) -> list[Entry]:
+        """Some of them, by their places."""
+        part = slice(start, end)
+        columns = (self.user_ids[part], self.sizes[part].tolist(), self.digests[part].tolist())
+        return [Entry(*entry) for entry in zip(*columns, strict=True)]
 
     def save(self, path: Path) -> None:
         """Write the file in one step, and to the disk before it has its name."""
-        facts = {"behaviours": self.behaviours, "unknown": self.unknown, "servers": self.servers}
+        facts = {"behaviours": self.behaviours, "unknown": self.unknown, "servers": self.servers, "copied": self.copied}
         table = pa.table({"user_id": list(self.user_ids), "size": self.sizes, "digest": self.digests})
         table = table.replace_schema_metadata({_FACTS: orjson.dumps(facts)})
         partial = path.with_suffix(".partial")
@@ -83,6 +88,7 @@ class ShardLedger:
                 facts["behaviours"],
                 facts["unknown"],
                 tuple(facts["servers"]),
+                facts["copied"],
             )
         except (pa.ArrowException, OSError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a ledger ({error}): build without --resume") from error

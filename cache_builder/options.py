@@ -30,6 +30,7 @@ class BuildOptions:
     resume: bool = False
     shard_rows: int = 1_000_000
     max_bad_fraction: float = 0.001
+    refresh: bool = False  # copy the records of users about whom nothing has changed
     hold: bool = False  # leave it to `publish`
 
 
@@ -44,6 +45,7 @@ class Summary:
     as_of: int | None
     precision: Precision
     users: int
+    copied: int  # of them, whose records are those of the generation before
     rows: int
     bad_rows: int
     record_bytes: int
@@ -61,6 +63,7 @@ def facts_of(bundle: Bundle, source: Source, store: Store, workers: Workers, opt
     """What has to be the same when a build is gone on with, or other bytes would be written, or elsewhere."""
     return {
         "model": bundle.model_id,
+        "command": "refresh" if options.refresh else "build",
         "data": source.fingerprint(),
         "store": store.name,
         "key prefix": options.key_prefix,

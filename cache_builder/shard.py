@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from cache_builder.errors import InputError, StoreError, VerifyError
+from cache_builder.gate import record_keys
 from cache_builder.ledger import Entry, ShardLedger, digest
 from cache_builder.lock import keep_lock
 from cache_builder.partition import shard_folder
 from cache_builder.records import make_records
 from cache_builder.store import Store
+from cache_builder.unchanged import check_copies, copies
 from cache_builder.work import WorkFolder
 from cache_builder.writer import Writer
 from model.bundle import Bundle
 from model.cache_format import Precision, Published, encode, record_key
+from model.identifiers import Id
 from model.log.behaviours import read_log
 from model.log.user_batches import CacheableUsers
 
@@ -42,6 +45,7 @@ class ShardTask:
     max_bytes_per_s: float | None  # of one worker
     lock: bytes
     lock_ttl_s: float
+    base: Published | None = None  # whose records are copied where nothing has changed; None: all are computed
 
 
 class ShardBuilder:
@@ -61,7 +65,9 @@ class ShardBuilder:
         servers = tuple(self._store.server_ids())
         users = self._users(shard)
         writer = Writer(self._store, self._task.key_prefix, self._task.published, self._task.max_bytes_per_s)
-        for batch in users.batches(self._task.batch_users):
+        compute = None if self._task.base is None else self._copy(self._task.base, users, writer, advance)
+        copied = len(writer.user_ids)
+        for batch in users.batches(self._task.batch_users, compute):
             self._keep_lock()  # asks the store: whoever else has the lock deletes what we write
             for record in make_records(self._bundle, batch, self._task.published, self._task.built_at_ms):
                 try:
@@ -80,9 +86,26 @@ class ShardBuilder:
             users.behaviours,
             users.unknown_behaviours,
             servers,
+            copied,
         )
         ledger.save(self._work.ledger_path(shard))
         return ledger
+
+    def _copy(self, base: Published, users: CacheableUsers, writer: Writer, advance: Advance) -> list[Id]:
+        """Write what can be copied; the users whose records have to be computed."""
+        task, left = self._task, []
+        for batch in copies(
+            self._store, task.key_prefix, base, self._bundle, users, task.batch_users, task.published.generation
+        ):
+            self._keep_lock()
+            before = len(writer.user_ids)
+            for user_id, data in batch:
+                if data is None:
+                    left.append(user_id)
+                else:
+                    writer.put(user_id, data)
+            advance(len(writer.user_ids) - before)
+        return left
 
     def check(self, shard: int, again: bool, advance: Advance) -> int:
         """Read every record of a shard back and compare it with its ledger; the number of users.
@@ -108,12 +131,17 @@ class ShardBuilder:
         return CacheableUsers(read_log(shard_folder(self._task.work, shard)), self._bundle, self._task.as_of)
 
     def _check_computation(self, shard: int, ledger: ShardLedger) -> None:
-        """What is written depends on nothing but what it is made from: the first batch comes out the same again."""
-        batch = next(self._users(shard).batches(self._task.batch_users), None)
-        if batch is None:
+        """What is written depends on nothing but what it is made from: some of it comes out the same again."""
+        task, users, copied = self._task, self._users(shard), ledger.copied
+        for batch in users.batches(task.batch_users, ledger.user_ids[: min(copied, task.batch_users)]):
+            stored = self._store.get_many(record_keys(task.key_prefix, task.published, batch.user_ids))
+            check_copies(self._bundle, batch, task.published, task.precision, [data or b"" for data in stored])
+        computed = None if task.base is None else ledger.user_ids[copied:]
+        first = next(users.batches(task.batch_users, computed), None)
+        if first is None:
             return
-        records = make_records(self._bundle, batch, self._task.published, self._task.built_at_ms)
-        for record, entry in zip(records, next(ledger.chunks(len(batch.user_ids))), strict=True):
+        records = make_records(self._bundle, first, task.published, task.built_at_ms)
+        for record, entry in zip(records, ledger.entries(copied, copied + len(first.user_ids)), strict=True):
             data = encode(record, shape=self._bundle.record_shape, precision=self._task.precision)
             if (record.user_id, digest(data)) != (entry.user_id, entry.digest):
                 raise VerifyError(

@@ -49,16 +49,20 @@ _CONNECTION = {
 }
 
 
-def with_store(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` for typer, with the options above where it has the parameter `store: StoreOptions`."""
+def with_store(command: Callable[..., None], **fixed: Any) -> Callable[..., None]:
+    """`command` for typer, with the options above where it has the parameter `store: StoreOptions`.
+
+    fixed: arguments that are no options.
+    """
 
     def run(**given: Any) -> None:
         values = {name: given.pop(f"store_{name}") for name in _CONNECTION}
         connection = Connection(password=os.environ.get(PASSWORD_VARIABLE) or None, **values)
-        command(store=StoreOptions(given.pop("store"), connection), **given)
+        command(store=StoreOptions(given.pop("store"), connection), **given, **fixed)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = [one.replace(kind=keyword) for one in inspect.signature(command).parameters.values()]
+    own = [one for one in own if one.name not in fixed]
     place = [one.name for one in own].index("store")
     url = inspect.Parameter("store", keyword, default=DEFAULT_STORE, annotation=_URL)
     others = [

@@ -5,15 +5,13 @@ before each flip (shard.py), byte for byte.
 """
 
 import tempfile
-from dataclasses import fields
 from pathlib import Path
-
-import numpy as np
 
 from cache_builder.errors import VerifyError
 from cache_builder.partition import columns_of, partition, shard_folder, shards_for, shards_in
 from cache_builder.publish import read_active, read_manifest
 from cache_builder.records import make_records
+from cache_builder.same_record import difference
 from cache_builder.source import Source
 from cache_builder.store import Store
 from model.bundle import Bundle
@@ -31,11 +29,6 @@ from model.identifiers import Id
 from model.log.behaviours import read_log
 from model.log.user_batches import CacheableUsers, UserBatch
 from model.progress import Reporter
-
-# Largest difference of a slot's values, as a part of the largest among them: rounding of the stored type, and room for
-# another machine's order of summation.
-TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2, "int8": 6e-3}
-SUMMATION_ERROR = 1e-6
 
 
 def read_published(store: Store, prefix: str, model_id: str, as_of: int | None) -> Manifest:
@@ -124,17 +117,6 @@ def _decode(data: bytes, published: Published, user_id: Id, shape: RecordShape) 
 
 
 def _check_same(found: UserRecord, wanted: UserRecord, precision: Precision) -> None:
-    for field in fields(UserRecord):
-        left, right = getattr(found, field.name), getattr(wanted, field.name)
-        match field.name:
-            case "built_at_ms":
-                same = True
-            case "keys_RD" | "values_RD":
-                largest = np.abs(right).max(axis=1, initial=0, keepdims=True)
-                same = bool((np.abs(left - right) <= largest * TOLERANCE[precision] + SUMMATION_ERROR).all())
-            case _:
-                same = bool(np.array_equal(left, right))
-        if not same:
-            raise VerifyError(
-                f"{field.name} in the record of user {found.user_id!r} is not what the data gives: build again"
-            )
+    field = difference(found, wanted, precision)
+    if field is not None:
+        raise VerifyError(f"{field} in the record of user {found.user_id!r} is not what the data gives: build again")

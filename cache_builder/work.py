@@ -33,6 +33,7 @@ class Job:
     published: Published  # what it builds
     built_at_ms: int
     lock: str  # value of the build lock
+    base: Published | None = None  # whose records it copies
     partition: Partition | None = None  # None until the shards are whole
 
 
@@ -66,7 +67,13 @@ class WorkFolder:
             found = orjson.loads(path.read_bytes())
             part = found.pop("partition")
             published = Published(**found.pop("published"))
-            return Job(**found, published=published, partition=None if part is None else Partition(**part))
+            base = found.pop("base")
+            return Job(
+                **found,
+                published=published,
+                base=None if base is None else Published(**base),
+                partition=None if part is None else Partition(**part),
+            )
         except (orjson.JSONDecodeError, TypeError, KeyError) as error:
             raise InputError(f"{path} is not what a build writes ({error}): build without --resume") from error
 
@@ -87,6 +94,11 @@ class WorkFolder:
     def shards(self) -> list[int]:
         """The shards that have rows."""
         return shards_in(self.path)
+
+    def copied(self) -> int:
+        """Users of all shards whose records were copied."""
+        ledgers = [self.ledger(shard) for shard in self.shards()]
+        return sum(ledger.copied for ledger in ledgers if ledger is not None)
 
     @property
     def quarantine(self) -> Path:

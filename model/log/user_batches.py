@@ -5,10 +5,13 @@ least power of two from 16 on that holds the user's rows, at most L. Which users
 the log, so the same log gives the same batches again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -79,15 +82,21 @@ class CacheableUsers:
         parts = (items[start : start + _ROWS_AT_A_TIME] for start in range(0, len(items), _ROWS_AT_A_TIME))
         return sum(int(np.count_nonzero(unknown[part])) for part in parts)
 
-    def batches(self, batch_users: int) -> Iterator[UserBatch]:
-        """All of them, at most `batch_users` at a time: the longest histories first, then by rising id."""
-        rows = np.diff(self._histories.offsets)[self._users] - self._config.short_length
+    def batches(self, batch_users: int, only: Sequence[Id] | None = None) -> Iterator[UserBatch]:
+        """All of them, or those of `only`, at most `batch_users` at a time: the longest histories first, then by id."""
+        chosen = self._users if only is None else self._users[self._among(only)]
+        rows = np.diff(self._histories.offsets)[chosen] - self._config.short_length
         widths = np.minimum(_powers_of_two(np.maximum(rows, _NARROWEST)), max(1, self._config.long_length))
         for width in np.unique(widths)[::-1].tolist():
-            users = self._users[widths == width]
+            users = chosen[widths == width]
             size = max(1, min(batch_users, _BATCH_ROWS // width))
             for start in range(0, len(users), size):
                 yield self._batch(users[start : start + size], width)
+
+    def _among(self, only: Sequence[Id]) -> npt.NDArray[np.bool_]:
+        ids = self._log.user_ids.take(self._users)
+        found: npt.NDArray[np.bool_] = pc.is_in(ids, value_set=pa.array(only, ids.type)).to_numpy(zero_copy_only=False)
+        return found
 
     def _batch(self, users: Int64s, width: int) -> UserBatch:
         histories, short_length = self._histories, self._config.short_length

@@ -10,7 +10,7 @@ from cache_builder.job_metrics import GAUGES, write_metrics
 from cache_builder.options import Summary
 
 SUMMARY = Summary(
-    "3f2a00c0ffee", "gen-a", True, 3, None, "float16", 30, 3000, 5, 9000, 300.0, 2.5, 12.0, Measured(0.1, 0.9)
+    "3f2a00c0ffee", "gen-a", True, 3, None, "float16", 30, 7, 3000, 5, 9000, 300.0, 2.5, 12.0, Measured(0.1, 0.9)
 )
 
 
@@ -30,8 +30,9 @@ def test_a_build_that_published(tmp_path: Path) -> None:
     found = read(tmp_path / "lrea.prom")
     assert abs(found.pop("lrea_build_ended_timestamp_seconds") - time.time()) < 60
     assert found == {
-        "lrea_build_succeeded": 1, "lrea_build_seconds": 2.5, "lrea_build_users": 30, "lrea_build_rows": 3000,
-        "lrea_build_bad_rows": 5, "lrea_build_record_bytes": 9000, "lrea_build_unknown_items": 0.1,
+        "lrea_build_succeeded": 1, "lrea_build_seconds": 2.5, "lrea_build_users": 30, "lrea_build_copied_users": 7,
+        "lrea_build_rows": 3000, "lrea_build_bad_rows": 5, "lrea_build_record_bytes": 9000,
+        "lrea_build_unknown_items": 0.1,
         "lrea_build_coverage": 0.9,
     }  # fmt: skip
     assert found.keys() < GAUGES.keys()

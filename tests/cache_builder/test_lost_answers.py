@@ -63,7 +63,7 @@ def test_a_build_that_cannot_give_its_lock_back_has_published_all_the_same(
         summary = build_here(world.bundle, world.data, store, BuildOptions(key_prefix), meddler)
         pointer = read_active(store, key_prefix)
     assert pointer == ActivePointer(Published(summary.model_id, summary.generation), None, 1)
-    assert "published, but the build lock stays until it expires" in meddler.notes[-1]
+    assert "the build is done, but its lock stays until it expires" in meddler.notes[-1]
 
 
 def test_a_build_survives_connections_that_break_now_and_then(

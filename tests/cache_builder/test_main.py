@@ -61,7 +61,7 @@ def test_build_then_verify_then_status(world: World, store_url: str, key_prefix:
     assert built.exit_code == 0, built.stderr
     summary = last_line(built)
     assert list(summary) == [
-        "model_id", "generation", "published", "epoch", "as_of", "precision", "users", "rows", "bad_rows",
+        "model_id", "generation", "published", "epoch", "as_of", "precision", "users", "copied", "rows", "bad_rows",
         "record_bytes", "bytes_per_user", "seconds", "users_per_s", "gate",
     ]  # fmt: skip
     assert (summary["model_id"], summary["as_of"], summary["precision"]) == (world.bundle.model_id, AS_OF, "int8")

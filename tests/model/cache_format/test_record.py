@@ -17,7 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from model.cache_format import PRECISIONS, Precision, Reason, RecordError, RecordShape, UserRecord, decode, encode
+from model.cache_format import (
+    PRECISIONS,
+    Precision,
+    Reason,
+    RecordError,
+    RecordShape,
+    UserRecord,
+    decode,
+    encode,
+    reissue,
+)
 from model.identifiers import INT64_MAX, INT64_MIN, Id, IdKind
 
 MODEL, GENERATION = "3f2a00c0ffee", "20261123T165357-3fa29c"
@@ -456,3 +466,22 @@ def test_a_section_that_ends_too_early_is_refused(tag: int, size: int) -> None:
     with pytest.raises(RecordError) as refusal:
         read(resealed(shorter))
     assert refusal.value.reason in (Reason.CORRUPT, Reason.SHAPE)
+
+
+# --- a record of another generation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("generation", ["g", "20270101T000000-000000", "x" * 24])
+def test_a_reissued_record_is_the_one_that_the_other_generation_would_have(generation: str) -> None:
+    record = make_record()
+    data = encode(record, shape=SHAPE, precision="float16")
+    wanted = encode(replace(record, generation=generation), shape=SHAPE, precision="float16")
+    assert reissue(data, generation) == wanted
+    assert reissue(wanted, GENERATION) == data
+
+
+def test_a_damaged_record_is_not_made_to_look_whole() -> None:
+    data = bytearray(encode(make_record(), shape=SHAPE, precision="float16"))
+    data[-9] ^= 1
+    with pytest.raises(RecordError, match="CRC-32"):
+        reissue(bytes(data), "g")
