@@ -263,8 +263,7 @@ class _Run:
             if not left:
                 return [ledger for ledger in ledgers.values() if ledger is not None], memory
             written = sum(len(ledger) for shard, ledger in ledgers.items() if ledger is not None and shard not in left)
-            self._reporter.start("write", users, "users")
-            self._reporter.advance(written)
+            self._reporter.start("write", users, "users", written)
             for shard in self._workers.write(task, left, self._reporter.advance):
                 ledger = self._work.ledger(shard)
                 assert ledger is not None

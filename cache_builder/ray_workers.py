@@ -18,7 +18,8 @@ import torch
 from ray.exceptions import RayError
 
 from cache_builder.errors import BuilderError, WorkerError
-from cache_builder.shard import Advance, ShardBuilder, ShardTask
+from cache_builder.ledger import ShardLedger
+from cache_builder.shard import Advance, ShardBuilder, ShardTask, ignored
 from cache_builder.store import Address, Store
 from model.allocator import keep_freed_memory
 from model.bundle import load_bundle
@@ -46,17 +47,17 @@ class RayWorkers:
         ray.shutdown()
 
     def write(self, task: ShardTask, shards: Sequence[int], advance: Advance) -> Iterator[int]:
-        for shard, users in self._run(task, [{"shard": shard, "step": "write", "again": False} for shard in shards]):
-            advance(users)
+        for shard, *done in self._run(task, [{"shard": shard, "step": "write", "again": False} for shard in shards]):
+            advance(*done)
             yield shard
 
     def check(self, task: ShardTask, shards: Sequence[int], again: Collection[int], advance: Advance) -> None:
         calls = [{"shard": shard, "step": "check", "again": shard in again} for shard in shards]
-        for _, users in self._run(task, calls):
-            advance(users)
+        for _, *done in self._run(task, calls):
+            advance(*done)
 
-    def _run(self, task: ShardTask, calls: list[dict[str, Any]]) -> Iterator[tuple[int, int]]:
-        """(shard, users) as shards are done."""
+    def _run(self, task: ShardTask, calls: list[dict[str, Any]]) -> Iterator[tuple[int, int, int]]:
+        """(shard, users, bytes) as shards are done."""
         if not calls:
             return
         built = ray.data.from_items(calls, override_num_blocks=len(calls)).map(
@@ -70,7 +71,7 @@ class RayWorkers:
             for row in built.iter_rows():
                 if row["error"]:
                     raise pickle.loads(row["error"])  # of an actor of ours
-                yield row["shard"], row["users"]
+                yield row["shard"], row["users"], row["size"]
         except RayError as error:
             raise WorkerError(f"Ray gave up: {' '.join(str(error).split())[-300:]}") from error
 
@@ -85,15 +86,12 @@ class _Builder:
 
     def __call__(self, call: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"shard": call["shard"], "users": self._do(**call), "error": b""}
+            ledger = self._do(**call)
+            return {"shard": call["shard"], "users": len(ledger), "size": ledger.record_bytes, "error": b""}
         except (BuilderError, DataError) as error:  # as a value: thrown, Ray would print it with all of its own stack
-            return {"shard": call["shard"], "users": 0, "error": pickle.dumps(error)}
+            return {"shard": call["shard"], "users": 0, "size": 0, "error": pickle.dumps(error)}
 
-    def _do(self, shard: int, step: str, again: bool) -> int:
+    def _do(self, shard: int, step: str, again: bool) -> ShardLedger:
         if step == "write":
-            return len(self._builder.write(shard, _ignored))
-        return self._builder.check(shard, again, _ignored)
-
-
-def _ignored(_users: int) -> None:
-    pass
+            return self._builder.write(shard, ignored)
+        return self._builder.check(shard, again, ignored)

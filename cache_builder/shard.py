@@ -28,7 +28,11 @@ from model.log.behaviours import read_log
 from model.log.user_batches import CacheableUsers
 
 READ_USERS = 256  # per round trip; at 10 kB a record, 2.5 MB
-Advance = Callable[[int], None]  # so many more users are done
+Advance = Callable[[int, int], None]  # so many more users are done, of so many bytes
+
+
+def ignored(_users: int, _size: int) -> None:
+    """An Advance that nobody looks at."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class ShardBuilder:
                     writer.put(record.user_id, data)
                 except ValueError as error:
                     raise InputError(f"user {record.user_id!r} has no record: {error}") from error
-            advance(len(batch.user_ids))
+            advance(*writer.news())
         writer.flush()
         if tuple(self._store.server_ids()) != servers:
             raise StoreError(f"store {self._store.name} was restarted, or failed over, while it was written to")
@@ -98,17 +102,16 @@ class ShardBuilder:
             self._store, task.key_prefix, base, self._bundle, users, task.batch_users, task.published.generation
         ):
             self._keep_lock()
-            before = len(writer.user_ids)
             for user_id, data in batch:
                 if data is None:
                     left.append(user_id)
                 else:
                     writer.put(user_id, data)
-            advance(len(writer.user_ids) - before)
+            advance(*writer.news())
         return left
 
-    def check(self, shard: int, again: bool, advance: Advance) -> int:
-        """Read every record of a shard back and compare it with its ledger; the number of users.
+    def check(self, shard: int, again: bool, advance: Advance) -> ShardLedger:
+        """Read every record of a shard back and compare it with its ledger, which is returned.
 
         again: compute the first batch again, and compare that too.
         Raises VerifyError, naming the user; InputError where the ledger itself is not to be had.
@@ -124,8 +127,8 @@ class ShardBuilder:
             self._keep_lock()  # before it is judged: whoever took the lock over deletes what we wrote
             for entry, data in zip(entries, found, strict=True):
                 self._check_same(entry, data)
-            advance(len(entries))
-        return len(ledger)
+            advance(len(entries), sum(entry.size for entry in entries))
+        return ledger
 
     def _users(self, shard: int) -> CacheableUsers:
         return CacheableUsers(read_log(shard_folder(self._task.work, shard)), self._bundle, self._task.as_of)

@@ -18,10 +18,13 @@ from typing import Any, Protocol
 import torch
 
 from cache_builder.errors import WorkerError
-from cache_builder.shard import Advance, ShardBuilder, ShardTask
+from cache_builder.ledger import ShardLedger
+from cache_builder.shard import Advance, ShardBuilder, ShardTask, ignored
 from cache_builder.store import Address, Store
 from model.allocator import keep_freed_memory
 from model.bundle import Bundle, load_bundle
+
+Done = tuple[int, int]  # users, and bytes of their records
 
 
 class Workers(Protocol):
@@ -89,16 +92,16 @@ class Processes:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def write(self, task: ShardTask, shards: Sequence[int], advance: Advance) -> Iterator[int]:
-        for shard, users in self._run(_write, [(task, shard) for shard in shards]):
-            advance(users)
+        for shard, done in self._run(_write, [(task, shard) for shard in shards]):
+            advance(*done)
             yield shard
 
     def check(self, task: ShardTask, shards: Sequence[int], again: Collection[int], advance: Advance) -> None:
-        for _, users in self._run(_check, [(task, shard, shard in again) for shard in shards]):
-            advance(users)
+        for _, done in self._run(_check, [(task, shard, shard in again) for shard in shards]):
+            advance(*done)
 
-    def _run(self, step: Callable[..., int], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, int]]:
-        """(shard, users) as shards are done."""
+    def _run(self, step: Callable[..., Done], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Done]]:
+        """Shards, with what was done, as they are done."""
         try:
             futures = {self._pool.submit(step, *call): call[1] for call in calls}
             left = set(futures)
@@ -140,13 +143,13 @@ def _builder(task: ShardTask) -> ShardBuilder:
     return ShardBuilder(task, *_model)
 
 
-def _write(task: ShardTask, shard: int) -> int:
-    return len(_builder(task).write(shard, _ignored))
+def _write(task: ShardTask, shard: int) -> Done:
+    return _done(_builder(task).write(shard, ignored))
 
 
-def _check(task: ShardTask, shard: int, again: bool) -> int:
-    return _builder(task).check(shard, again, _ignored)
+def _check(task: ShardTask, shard: int, again: bool) -> Done:
+    return _done(_builder(task).check(shard, again, ignored))
 
 
-def _ignored(_users: int) -> None:
-    pass
+def _done(ledger: ShardLedger) -> Done:
+    return len(ledger), ledger.record_bytes

@@ -26,6 +26,7 @@ class Writer:
         self._next_write = 0.0  # time.monotonic() before which nothing may be written
         self._pending: list[tuple[str, bytes]] = []
         self._pending_bytes = 0
+        self._told = 0  # records that `news` has spoken of
         self.user_ids: list[Id] = []  # in the order of their records
         self.sizes: array[int] = array("Q")
         self.digests: array[int] = array("Q")
@@ -40,6 +41,11 @@ class Writer:
         self.digests.append(digest(data))
         if self._pending_bytes >= self._pipeline_bytes:
             self.flush()
+
+    def news(self) -> tuple[int, int]:
+        """Records and bytes since this was asked last."""
+        known, self._told = self._told, len(self.sizes)
+        return self._told - known, sum(self.sizes[known:])
 
     def flush(self) -> None:
         """Write what is pending. Raises StoreError."""

@@ -104,11 +104,11 @@ class Meddler:
     notes: list[str]
     phase: str = ""
 
-    def start(self, phase: str, total: int, unit: str) -> None:
+    def start(self, phase: str, total: int, unit: str, done: int = 0) -> None:
         self.phase = phase
         self.at_start.get(phase, _nothing)()
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, size: int = 0) -> None:
         self.at_advance.get(self.phase, _nothing)()
 
     def note(self, text: str) -> None:

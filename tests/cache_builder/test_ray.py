@@ -13,7 +13,7 @@ from cache_builder.options import BuildOptions
 from cache_builder.partition import columns_of, partition, shards_in
 from cache_builder.publish import read_active, read_manifest
 from cache_builder.ray_workers import RayWorkers
-from cache_builder.shard import ShardTask
+from cache_builder.shard import ShardTask, ignored
 from cache_builder.source import open_source
 from cache_builder.store import Store
 from cache_builder.workers import ThisProcess
@@ -60,7 +60,7 @@ def test_the_bytes_are_those_of_one_process(
     task = ShardTask(
         tmp_path / "whole", whole, pointer.current, manifest.built_at_ms, AS_OF, "float16", 3, None, lock.value, 60
     )
-    list(ThisProcess(world.bundle, store).write(task, shards_in(task.work), lambda _: None))
+    list(ThisProcess(world.bundle, store).write(task, shards_in(task.work), ignored))
     lock.release()
     assert found == records(store, whole, pointer.current)
 
@@ -73,5 +73,5 @@ def test_an_actor_s_error_is_the_builder_s(
     published = Published(world.bundle.model_id, "nobody")
     task = ShardTask(tmp_path, key_prefix, published, 0, AS_OF, "float16", 3, None, b"no lock of ours", 60)
     with pytest.raises(LockLostError, match="lock expired or was taken over"):
-        list(cluster.write(task, shards_in(tmp_path), lambda _: None))
-    assert not list(cluster.write(replace(task), [], lambda _: None))
+        list(cluster.write(task, shards_in(tmp_path), ignored))
+    assert not list(cluster.write(replace(task), [], ignored))

@@ -15,7 +15,7 @@ from cache_builder.lock import BuildLock
 from cache_builder.options import BuildOptions, Summary
 from cache_builder.partition import columns_of, partition, shards_for, shards_in
 from cache_builder.publish import read_active
-from cache_builder.shard import ShardTask
+from cache_builder.shard import ShardTask, ignored
 from cache_builder.source import open_source
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
@@ -241,7 +241,7 @@ def test_stopped_and_gone_on_with_it_ends_with_the_same_bytes(
     lock.acquire()
     value, base = lock.value, pointer.current
     task = ShardTask(folder, key_prefix, name, job.built_at_ms, None, "float16", 4, None, value, 60, base)
-    assert list(ThisProcess(world.bundle, store).write(task, shards_in(folder), lambda _: None))
+    assert list(ThisProcess(world.bundle, store).write(task, shards_in(folder), ignored))
     lock.release()
     whole = bytes_of(store, key_prefix, name, users_of(world))
     found = bytes_of(store, key_prefix, Published(summary.model_id, summary.generation), users_of(world))

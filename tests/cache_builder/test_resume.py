@@ -25,7 +25,7 @@ from cache_builder.lock import BuildLock
 from cache_builder.options import BuildOptions
 from cache_builder.partition import columns_of, partition, shards_for, shards_in
 from cache_builder.publish import read_active, read_manifest
-from cache_builder.shard import ShardTask
+from cache_builder.shard import ShardTask, ignored
 from cache_builder.source import open_source
 from cache_builder.store import Store
 from cache_builder.work import WorkFolder
@@ -69,7 +69,7 @@ def uninterrupted(world: World, store: Store, folder: Path, published: Published
     lock = BuildLock(store, prefix, published)
     lock.acquire()
     task = ShardTask(folder, prefix, published, built_at_ms, AS_OF, "float16", 3, None, lock.value, 60)
-    assert list(ThisProcess(world.bundle, store).write(task, shards_in(folder), lambda _: None))
+    assert list(ThisProcess(world.bundle, store).write(task, shards_in(folder), ignored))
     lock.release()
     return records(store, prefix, published)
 

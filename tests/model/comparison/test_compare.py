@@ -44,10 +44,10 @@ class Notes:
         self.lines: list[str] = []
         self.advanced = 0
 
-    def start(self, phase: str, total: int, unit: str) -> None:
+    def start(self, phase: str, total: int, unit: str, done: int = 0) -> None:
         self.phases.append(f"{phase}: {total} {unit}")
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, size: int = 0) -> None:
         self.advanced += count
 
     def note(self, text: str) -> None:
