@@ -12,6 +12,8 @@ READY := $(VENV)/.ready
 LOCK_VENV := .venv-lock
 EXTRAS := demo,plots,ray,test,dev
 TORCH := 2.13.0
+FEAST_VENV := .venv-feast
+FEAST := 0.67.0
 
 # What lint and types look at; a folder that does not exist yet is left out.
 CODE := $(wildcard model service cache_builder loadtest tests scripts)
@@ -22,7 +24,7 @@ LOADTEST_BUNDLES ?= .demo/bundles
 LOADTEST_USERS ?= 8
 LOADTEST_SECONDS ?= 30
 
-.PHONY: help setup demo serve test check bench bench-builder format loadtest lock clean
+.PHONY: help setup demo serve test check bench bench-builder bench-feast format loadtest lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,7 +64,13 @@ bench-builder: $(READY) ## measure a cache build beside its parts, about ten min
 	$(BIN)/python scripts/bench_builder.py --order grouped
 	$(BIN)/python scripts/bench_builder.py --order shuffled --loop 0
 	$(BIN)/python scripts/bench_builder.py --users 2000 --rows 10000 --loop 100
+	$(BIN)/python scripts/bench_builder.py --users 2000 --rows 10000 --order shuffled --loop 0
 	$(BIN)/python scripts/bench_builder.py --memory
+
+bench-feast: $(READY) ## measure a cache build beside Feast's materialize, which gets an environment of its own
+	test -x $(FEAST_VENV)/bin/pip || $(PYTHON) -m venv $(FEAST_VENV)
+	$(FEAST_VENV)/bin/python -m pip install --quiet $(PIP_FLAGS) 'feast[redis]==$(FEAST)'
+	$(BIN)/python -m scripts.bench_feast --feast-python $(FEAST_VENV)/bin/python
 
 loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles, fail on any wrong answer
 	LREA_STORE_URL=$(LOADTEST_STORE) LREA_BUNDLES_DIR=$(LOADTEST_BUNDLES) $(BIN)/locust -f loadtest/locustfile.py \
@@ -83,5 +91,5 @@ lock: ## write requirements.lock anew from what pyproject.toml asks for
 	rm -rf $(LOCK_VENV)
 
 clean: ## remove .venv, caches and what the demo made
-	rm -rf $(VENV) $(LOCK_VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov
+	rm -rf $(VENV) $(LOCK_VENV) $(FEAST_VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -203,6 +203,7 @@ def whole(data: Path, bundle: Path, url: str, work: Path, workers: int) -> dict[
         "cpu_s": round(cpu, 2),
         "peak_mb": round(watched.peak_mb),
         "users": summary["users"],
+        "bytes_per_user": summary["bytes_per_user"],
     }
 
 

@@ -553,3 +553,16 @@ def test_verify_refuses_a_manifest_that_is_missing_or_not_of_this_bundle(
     admin.delete(manifest_key(prefix, model_id, manifest.generation))
     with pytest.raises(VerifyError, match="has no manifest"):
         read_published(store, prefix, model_id, None)
+
+
+def test_a_file_that_goes_away_while_it_is_read_is_an_error_and_the_old_generation_stays(
+    tmp_path: Path, world: World, store: Store, key_prefix: str, meddler: Meddler
+) -> None:
+    options = BuildOptions(key_prefix)
+    build_here(world.bundle, world.data, store, options, meddler)
+    before, data = read_active(store, key_prefix), shutil.copytree(world.data, tmp_path / "data")
+    meddler.at_start["read"] = (data / "interactions.parquet").unlink
+    with pytest.raises(DataError, match="stay where they are during a build"):
+        build_here(world.bundle, data, store, options, meddler)
+    assert read_active(store, key_prefix) == before
+    assert store.get(lock_key(key_prefix)) is None
