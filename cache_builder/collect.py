@@ -4,6 +4,7 @@ Under the build lock every generation in the store is one of these: named by the
 held for `publish`, a leftover of a build that ended early, or left behind. Only the last two are touched.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,7 +47,7 @@ def collect(store: Store, prefix: str, *, now: bool, held: bool, reporter: Repor
         sweep(store, prefix, lock, reporter.note)
         if not now:
             retire(store, prefix, lock, reporter.note)
-        return _sort(store, prefix, lock, found, now)
+        return _sort(store, prefix, lock, found, now, reporter.note)
 
 
 def _generations(store: Store, prefix: str, reporter: Reporter) -> dict[Published, tuple[int, bytes]]:
@@ -69,13 +70,17 @@ def _owner(key: bytes, prefix: str) -> Published | None:
 
 
 def _sort(
-    store: Store, prefix: str, lock: BuildLock, found: dict[Published, tuple[int, bytes]], now: bool
-) -> Collected:
+    store: Store, prefix: str, lock: BuildLock, found: dict[Published, tuple[int, bytes]], now: bool,
+    note: Callable[[str], None],
+) -> Collected:  # fmt: skip
     needed = {*read_held(store, prefix), *leased_generations(store, prefix)}
     pointer, result = read_active(store, prefix), Collected()
     for published, (count, key) in sorted(found.items(), key=lambda one: member(one[0])):
         name, ttl_s = member(published), store.ttl(key)
         if is_public(published, pointer) or published in needed:
+            result.kept[name] = count
+        elif pointer is None and ttl_s is not None and ttl_s < 0:
+            note(f"generation {published.generation} stays: with nothing published, it may be what was before")
             result.kept[name] = count
         elif ttl_s is None:  # by the sweep
             result.deleted[name] = count

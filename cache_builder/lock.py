@@ -89,7 +89,7 @@ class BuildLock:
                 token=secrets.token_hex(16),
             ).to_json()
         )
-        self._lost, self._stop = threading.Event(), threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_renewing, name="build-lock", daemon=True)
 
     def acquire(self) -> None:
@@ -110,18 +110,9 @@ class BuildLock:
             raise LockHeldError(f"another build is running, {describe(held)}: wait until it ends or its lock expires")
         self._thread.start()
 
-    def check(self) -> None:
-        """Raise LockLostError if the lock is known to be no longer ours."""
-        if self._lost.is_set():
-            raise LockLostError(LOST)
-
     def renew(self) -> None:
         """Put the expiry off. Raises LockLostError if the lock is not ours."""
-        try:
-            keep_lock(self._store, self._prefix, self.value, self._ttl_s)
-        except LockLostError:
-            self._lost.set()
-            raise
+        keep_lock(self._store, self._prefix, self.value, self._ttl_s)
 
     def release(self) -> ActivePointer | None:
         """Give the lock back, once or again; the pointer as it was then. No flip with this lock succeeds afterwards."""

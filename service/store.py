@@ -71,7 +71,7 @@ class Store:
             retry=Retry(NoBackoff(), 0),
         )
         self._prefix = key_prefix
-        self._may_lease = True
+        self._leases = True  # whether the store takes them
         self.trouble: StoreError | None = None
 
     async def read_active(self) -> ActivePointer | None:
@@ -94,30 +94,30 @@ class Store:
     async def lease(self, published: Published, reader: str, ttl_ms: int) -> None:
         """Say that `reader` serves a generation, for so long: the builder keeps it. Raises StoreError.
 
-        A store that this user may only read from is not told, and that is logged once: then a generation is kept for
-        the builder's period of grace and no longer.
+        A store that answers and does not take it (this user may only read, it is a replica, or full) is no trouble,
+        and is logged once: then a generation is kept for the builder's period of grace and no longer.
         """
-        if not self._may_lease:
-            return
         member = lease_member(published.model_id, published.generation, reader)
         try:
-            await self._redis.eval(_LEASE, 1, leases_key(self._prefix), member, ttl_ms)
-        except redis_errors.ResponseError as error:  # no permission, or a replica: it answers, so it is no trouble
-            self._may_lease = False
-            logger.warning("the store takes no lease (%s): old generations are kept for a period of grace only", error)
-        except Exception as error:
-            trouble = translate(error)
-            if trouble is None:
-                raise
-            self._note(trouble)
-            raise trouble from error
+            await self._ask(
+                self._redis.eval(_LEASE, 1, leases_key(self._prefix), member, ttl_ms), redis_errors.ResponseError
+            )
+            self._leases = True
+        except redis_errors.ResponseError as error:
+            if self._leases:
+                logger.warning("the store takes no lease, old generations stay for a period of grace only: %s", error)
+            self._leases = False
 
     async def close(self) -> None:
         await self._redis.aclose()
 
-    async def _ask(self, question: Awaitable[T]) -> T:
+    async def _ask(self, question: Awaitable[T], answers: type[Exception] | tuple[()] = ()) -> T:
+        """answers: errors that are the store's answer, and the caller's to deal with."""
         try:
             answer = await question
+        except answers:
+            self._note(None)
+            raise
         except Exception as error:
             trouble = translate(error)
             if trouble is None:

@@ -10,7 +10,16 @@ from cache_builder.lock import member
 from cache_builder.publish import flip, hold, read_active
 from cache_builder.removal import RETIRED_TTL_S
 from cache_builder.store import Store
-from model.cache_format import Published, lease_member, leases_key, lock_key, manifest_key, record_key, retired_key
+from model.cache_format import (
+    Published,
+    active_key,
+    lease_member,
+    leases_key,
+    lock_key,
+    manifest_key,
+    record_key,
+    retired_key,
+)
 from tests.cache_builder.conftest import A, B, C, D, Meddler, TakeLock, publish
 
 LEFTOVER, UNKNOWN = Published(A.model_id, "gen-l"), Published(A.model_id, "gen-u")
@@ -119,3 +128,15 @@ def test_another_prefix_is_not_touched(
     lock.release()
     assert collect(store, key_prefix, now=True, held=True, reporter=meddler) == Collected()
     assert ttls(admin, f"{key_prefix}:x", A) == ttls(admin, f"{key_prefix}2", A) == {-1}
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_a_store_that_lost_its_pointer_loses_nothing_more(
+    store: Store, key_prefix: str, meddler: Meddler, take_lock: TakeLock, admin: Any, now: bool
+) -> None:
+    write_keys(store, key_prefix, A)
+    publish(store, key_prefix, take_lock, A)
+    admin.delete(active_key(key_prefix))
+    assert collect(store, key_prefix, now=now, held=False, reporter=meddler).kept == named(A)
+    assert ttls(admin, key_prefix, A) == {-1}
+    assert meddler.notes == ["generation gen-a stays: with nothing published, it may be what was before"]

@@ -145,7 +145,7 @@ def test_a_lock_that_nobody_understands_still_refuses(key_prefix: str, take_lock
 def test_a_lock_is_renewed_for_as_long_as_it_is_held(key_prefix: str, take_lock: TakeLock, admin: Any) -> None:
     lock = take_lock(A, ttl_s=1)
     time.sleep(2.5)
-    lock.check()
+    lock.renew()
     assert admin.get(lock_key(key_prefix)) == lock.value
     assert 0 < admin.pttl(lock_key(key_prefix)) <= 1000
     lock.release()
@@ -163,7 +163,7 @@ def test_a_holder_learns_that_the_lock_was_lost(key_prefix: str, take_lock: Take
     admin.set(lock_key(key_prefix), b"somebody else")
     time.sleep(1)
     with pytest.raises(LockLostError, match="expired or was taken over"):
-        lock.check()
+        lock.renew()
     lock.release()
     assert admin.get(lock_key(key_prefix)) == b"somebody else"
 
