@@ -40,6 +40,7 @@ from cache_builder.partition import (
     readable,
     remove_shards,
     shards_for,
+    sync_shards,
 )
 from cache_builder.publish import flip, hold, is_public, read_active, read_manifest
 from cache_builder.removal import retire, sweep, withdraw
@@ -194,8 +195,8 @@ class _Run:
             self._stop()
             raise
         copied = self._work.copied()
-        self._work.clear()
         self._release()
+        self._forget()
         return _summary(manifest, measured, self._job, copied, pointer, started)
 
     def _check_base(self, active: ActivePointer | None) -> None:
@@ -212,6 +213,11 @@ class _Run:
         """Write and verify all records and the manifest, and pass the gate. Only the flip is missing after it."""
         current = active.current if active else None
         part = self._job.partition or self._partition()
+        if len(self._work.shards()) != part.shards:
+            raise InputError(
+                f"{len(self._work.shards())} of {part.shards} shards are still in {self._work.path}: build anew, "
+                "without --resume"
+            )
         check_bad_rows(part, self._work.path, self._options.max_bad_fraction)
         if part.bad_rows:
             self._reporter.note(f"{part.bad_rows:,} of {part.rows:,} rows are bad: see {self._work.quarantine}")
@@ -248,6 +254,7 @@ class _Run:
         self._reporter.advance(self._source.rows)
         if open_source(self._source.place).fingerprint() != self._source.fingerprint():
             raise DataError(f"{self._source.place} has changed while it was read: build again")
+        sync_shards(self._work.path)
         self._job = replace(self._job, partition=part)
         self._work.note(self._job)
         return part
@@ -340,13 +347,20 @@ class _Run:
 
     def _withdraw(self) -> None:
         """After a refusal: leave nothing of this build behind, or say what is left."""
-        self._work.clear()
         generation = self._job.published.generation
         try:
             if not withdraw(self._store, self._prefix, self._lock, self._job.published):
                 self._reporter.note(f"generation {generation} had been published when this was interrupted: it stays")
         except (StoreError, ManifestError) as error:
             self._reporter.note(f"what was written of generation {generation} stays until the next build: {error}")
+        self._forget()
+
+    def _forget(self) -> None:
+        """Clear the work folder, or say what is left: it must not hide how the build ended."""
+        try:
+            self._work.clear()
+        except OSError as error:
+            self._reporter.note(f"not all shards could be deleted, the next build does: {error}")
 
     def _stop(self) -> None:
         """After an interruption: let others build, and say how to go on."""

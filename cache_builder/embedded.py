@@ -42,6 +42,7 @@ def open_store(url: str, connection: Connection | None = None, *, create: bool =
                 f"{folder.resolve()} is not a folder: give the one that a build has made, or a redis:// URL"
             )
         with serve_folder(folder) as url, Store(url) as store:
+            store.name = f"{SCHEME}{folder.resolve()}"  # the port is another one every time
             yield store
         return
     with Store(url, connection=connection) as store:

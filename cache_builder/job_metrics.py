@@ -1,5 +1,6 @@
 """What a build was, for Prometheus: a textfile for a node exporter. A job has ended before anybody scrapes it."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,10 @@ def reporting(path: Path | None, key_prefix: str) -> Iterator[list[Summary]]:
         yield done
     finally:
         if path is not None:
-            write_metrics(path, key_prefix, done[0] if done else None)
+            try:
+                write_metrics(path, key_prefix, done[0] if done else None)
+            except OSError as error:  # it must not hide how the build ended
+                print(f"--metrics-file {path} could not be written: {error}", file=sys.stderr)
 
 
 def write_metrics(path: Path, key_prefix: str, summary: Summary | None) -> None:

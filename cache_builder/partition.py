@@ -7,6 +7,7 @@ buffers and not by the number of rows (docs/cache.md says what DuckDB took for t
 Rows that no history can be made of go to a quarantine file with the reason, and are counted.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from model.log.parquet_columns import DataError, column_kind, plain_type
 
 INTERACTIONS, USERS, QUARANTINE = "interactions.parquet", "users.parquet", "quarantine.parquet"
 _HASH_SEED = 0
-_MENDED = "mended"
+# Of our own, so that nothing else that lies in a work folder is ever taken for a shard, or deleted.
+_SHARDS, _MENDED = "lrea-shards", "lrea-mended"
 _REASON, _SHARD, _ROW, _FILE = "__reason", "__shard", "__row", "__file"
 _REQUIRED = ("user_id", "item_id", "timestamp")
 _OPTIONAL = ("label", "in_history", "session_id")
@@ -41,6 +43,7 @@ class Partition:
     rows: int  # of all files, as far as they say
     bad_rows: int  # that are in the quarantine, or in files and row groups that cannot be read
     users: int  # with a row that may count before T: as many as will be cached, or more
+    shards: int  # that have rows
 
     @property
     def bad_fraction(self) -> float:
@@ -83,7 +86,7 @@ class Columns:
 
 
 def partition(source: Source, columns: Columns, shards: int, folder: Path, as_of: int | None) -> Partition:
-    """Write `folder`/00000 and so on, a data folder per shard that has a row, and the quarantine.
+    """Write `folder`/lrea-shards/00000 and so on, a data folder per shard that has a row, and the quarantine.
 
     Raises DataError if no file can be read as interactions, or a file changes or goes away meanwhile.
     """
@@ -112,7 +115,7 @@ def partition(source: Source, columns: Columns, shards: int, folder: Path, as_of
     finally:
         shutil.rmtree(folder / _MENDED, ignore_errors=True)
     unread = sum(rows for _, rows, _ in refused)
-    return Partition(told + unread, told - kept + unread, users)
+    return Partition(told + unread, told - kept + unread, users, len(shards_in(folder)))
 
 
 def _shards_of(files: Sequence[SourceFile], columns: Columns, shards: int, folder: Path) -> tuple[int, pl.LazyFrame]:
@@ -120,7 +123,7 @@ def _shards_of(files: Sequence[SourceFile], columns: Columns, shards: int, folde
     parts = [_rows_of(list(group), columns) for _, group in groupby(files, key=lambda file: _key(file.schema))]
     rows = pl.concat(parts) if len(parts) > 1 else parts[0]
     _write_shards(rows.filter(pl.col(_REASON).is_null()).drop(_REASON, _ROW, _FILE), shards, folder, INTERACTIONS)
-    return sum(pq.read_metadata(path).num_rows for path in folder.glob(f"*/{INTERACTIONS}")), rows
+    return sum(pq.read_metadata(path).num_rows for path in folder.glob(f"{_SHARDS}/*/{INTERACTIONS}")), rows
 
 
 def shards_for(rows: int, shard_rows: int) -> int:
@@ -130,12 +133,12 @@ def shards_for(rows: int, shard_rows: int) -> int:
 
 def shards_in(folder: Path) -> list[int]:
     """The shards that have rows."""
-    return sorted(int(path.parent.name) for path in folder.glob(f"*/{INTERACTIONS}"))
+    return sorted(int(path.parent.name) for path in folder.glob(f"{_SHARDS}/*/{INTERACTIONS}"))
 
 
 def shard_folder(folder: Path, shard: int) -> Path:
     """Where a shard's files are."""
-    return folder / f"{shard:05d}"
+    return folder / _SHARDS / f"{shard:05d}"
 
 
 def columns_of(source: Source, bundle: Bundle) -> Columns:
@@ -214,7 +217,7 @@ def _write_shards(rows: pl.LazyFrame, shards: int, folder: Path, name: str) -> N
         return f"{part.partition_keys[_SHARD][0]:05d}/{name}"
 
     target = pl.PartitionBy(
-        folder, key=_SHARD, include_key=False, file_path_provider=place, approximate_bytes_per_file=None
+        folder / _SHARDS, key=_SHARD, include_key=False, file_path_provider=place, approximate_bytes_per_file=None
     )
     sharded.sink_parquet(target, mkdir=True, compression="lz4", statistics=False)
 
@@ -297,7 +300,17 @@ def check_bad_rows(found: Partition, folder: Path, most: float) -> None:
         )
 
 
+def sync_shards(folder: Path) -> None:
+    """Make sure that a power cut leaves them as they are."""
+    for path in (*(folder / _SHARDS).rglob("*"), folder / _SHARDS, folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def remove_shards(folder: Path) -> None:
-    """Delete shards, not the quarantine."""
-    for shard in shards_in(folder):
-        shutil.rmtree(shard_folder(folder, shard))
+    """Delete shards, and what is left of some, not the quarantine."""
+    if (folder / _SHARDS).exists():
+        shutil.rmtree(folder / _SHARDS)

@@ -56,6 +56,11 @@ class ShardBuilder:
     """Builds shards of one task with one model into one store."""
 
     def __init__(self, task: ShardTask, bundle: Bundle, store: Store) -> None:
+        if bundle.model_id != task.published.model_id:  # a link that was moved since the build began
+            raise InputError(
+                f"--bundle is model {bundle.model_id} by now, the build is of {task.published.model_id}: "
+                "give the folder itself, and build again"
+            )
         self._task, self._bundle, self._store = task, bundle, store
         self._work = WorkFolder(task.work)
         self._parent = os.getppid()

@@ -138,16 +138,16 @@ def _source(system: fs.FileSystem, place: str, root: str, interactions: list[str
 def _read(system: fs.FileSystem, root: str, path: str) -> SourceFile | Unreadable:
     name = posixpath.relpath(path, root or ".")
     local = isinstance(system, fs.LocalFileSystem)
-    try:
-        with system.open_input_file(path) as file:
-            size = file.size()
-            file.seek(max(0, size - 8))
-            footer = int.from_bytes(file.read(4), "little")
-            file.seek(max(0, size - 8 - footer))
-            digest = xxhash.xxh3_128_hexdigest(file.read())
-            file.seek(0)
+    with system.open_input_file(path) as file:  # an OSError here is of the place, and not a bad file
+        size = file.size()
+        file.seek(max(0, size - 8))
+        footer = int.from_bytes(file.read(4), "little")
+        file.seek(max(0, size - 8 - footer))
+        digest = xxhash.xxh3_128_hexdigest(file.read())
+        file.seek(0)
+        try:
             parquet = pq.ParquetFile(file)
             rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-    except (OSError, pa.ArrowException) as error:
-        return Unreadable(name, str(error))
+        except (OSError, pa.ArrowException) as error:
+            return Unreadable(name, str(error))
     return SourceFile(name, path if local else f"{system.type_name}://{path}", rows, schema, f"{size}:{digest}")

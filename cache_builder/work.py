@@ -1,7 +1,7 @@
 """The work folder of a build: its shards, the ledger of each that is written, and what the build was told.
 
     WORK/job.json          what was built from what and how, under which generation and lock
-    WORK/00000/…           a shard: interactions.parquet, users.parquet, and its ledger once the store has all of it
+    WORK/lrea-shards/00000/…   a shard: interactions.parquet, users.parquet, and its ledger once the store has all of it
     WORK/quarantine.parquet    rows that could not be used; it stays after the build
 
 One build at a time uses a folder: the operating system's lock on it goes with the process, however that ends.

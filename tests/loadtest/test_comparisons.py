@@ -92,7 +92,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, store_url: str) -> Iterator
 def records(served: Served) -> Iterator[Any]:
     """A client of the store; what a test does to the cache's records is undone."""
     with Redis.from_url(served.store) as client:
-        before = {key: client.get(key) for key in client.scan_iter(match=f"{served.prefix}:*", count=1000)}
+        before = {key: client.get(key) for key in client.scan_iter(f"{served.prefix}:*", count=1000, _type="string")}
         yield client
         client.mset(before)
 
