@@ -252,7 +252,7 @@ class _Run:
         remove_shards(self._work.path)  # what a build that was stopped here has left
         part = partition(self._source, columns, shards, self._work.path, self._options.as_of)
         self._reporter.advance(self._source.rows)
-        if open_source(self._source.place).fingerprint() != self._source.fingerprint():
+        if open_source(self._source.place).state() != self._source.state():
             raise DataError(f"{self._source.place} has changed while it was read: build again")
         sync_shards(self._work.path)
         self._job = replace(self._job, partition=part)

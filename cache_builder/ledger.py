@@ -17,6 +17,7 @@ import orjson
 import pyarrow as pa
 import xxhash
 
+from cache_builder.errors import InputError
 from model.identifiers import Id
 
 _FACTS = b"lrea"
@@ -76,7 +77,7 @@ class ShardLedger:
 
     @classmethod
     def load(cls, path: Path) -> "ShardLedger":
-        """Read the file. Raises ValueError if it is damaged."""
+        """Read the file. Raises InputError if it is damaged."""
         try:
             with pa.OSFile(str(path), "rb") as file:
                 table = pa.ipc.open_file(file).read_all()
@@ -91,7 +92,9 @@ class ShardLedger:
                 facts["copied"],
             )
         except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a ledger ({error}): build without --resume") from error
+            raise InputError(
+                f"{path} is not a ledger ({error}): see whether the disk is sound, then build anew"
+            ) from error
 
 
 def digest(data: bytes) -> int:

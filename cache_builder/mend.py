@@ -21,7 +21,9 @@ def mend(files: Sequence[SourceFile], columns: Sequence[str], folder: Path) -> t
     for number, file in enumerate(files):
         bad = _damaged(file, columns)
         lost += [(file.name, rows, f"row group {group} is damaged: {reason}") for group, rows, reason in bad]
-        mended.append(_without(file, {group for group, _, _ in bad}, folder / f"{number}.parquet") if bad else file)
+        mended.append(
+            _without(file, columns, {group for group, _, _ in bad}, folder / f"{number}.parquet") if bad else file
+        )
     return [file for file in mended if file.rows], lost
 
 
@@ -37,11 +39,12 @@ def _damaged(file: SourceFile, columns: Sequence[str]) -> list[tuple[int, int, s
     return found
 
 
-def _without(file: SourceFile, bad: set[int], path: Path) -> SourceFile:
+def _without(file: SourceFile, columns: Sequence[str], bad: set[int], path: Path) -> SourceFile:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_file(file) as parquet, pq.ParquetWriter(path, parquet.schema_arrow) as writer:
+    schema = pa.schema([field for field in file.schema if field.name in columns])
+    with open_file(file) as parquet, pq.ParquetWriter(path, schema) as writer:
         good = [group for group in range(parquet.num_row_groups) if group not in bad]
         for group in good:
-            writer.write_table(parquet.read_row_group(group))
+            writer.write_table(parquet.read_row_group(group, columns=schema.names))
         rows = sum(parquet.metadata.row_group(group).num_rows for group in good)
-    return replace(file, path=str(path), rows=rows)
+    return replace(file, path=str(path), rows=rows, schema=schema)

@@ -7,10 +7,11 @@ buffers and not by the number of rows (docs/cache.md says what DuckDB took for t
 Rows that no history can be made of go to a quarantine file with the reason, and are counted.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _SHARDS, _MENDED = "lrea-shards", "lrea-mended"
 _REASON, _SHARD, _ROW, _FILE = "__reason", "__shard", "__row", "__file"
 _REQUIRED = ("user_id", "item_id", "timestamp")
 _OPTIONAL = ("label", "in_history", "session_id")
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,15 @@ class Columns:
 
     user_kind: IdKind
     item_kind: IdKind
-    optional: tuple[str, ...]
     user_features: Mapping[str, IdKind]  # of the users table
+    optional: tuple[str, ...] = ()
 
     def refusal(self, schema: pa.Schema) -> str | None:
         """Why a file of this schema cannot be read, None if it can."""
         for name in (*_REQUIRED, *self.optional):
             if name not in schema.names:
-                return f"there is no column {name!r}, found {schema.names}"
+                others = ", which other files have" if name in self.optional else ""
+                return f"there is no column {name!r}{others}, found {schema.names}"
             if schema.names.count(name) > 1:
                 return f"there are {schema.names.count(name)} columns {name!r}"
         for name, kind in (("user_id", self.user_kind), ("item_id", self.item_kind)):
@@ -88,14 +91,17 @@ class Columns:
 def partition(source: Source, columns: Columns, shards: int, folder: Path, as_of: int | None) -> Partition:
     """Write `folder`/lrea-shards/00000 and so on, a data folder per shard that has a row, and the quarantine.
 
-    Raises DataError if no file can be read as interactions, or a file changes or goes away meanwhile.
+    Raises DataError if no file can be read as interactions, or a file goes away meanwhile; InputError if there is no
+    room in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files, refused = readable(source, columns)
     try:
         try:
             kept, rows = _shards_of(files, columns, shards, folder)
-        except pl.exceptions.PolarsError:
+        except pl.exceptions.PolarsError as error:
+            if is_disk_full(error):
+                raise
             files, lost = mend(files, [*_REQUIRED, *columns.optional], folder / _MENDED)
             if not lost or not files:
                 raise
@@ -107,7 +113,11 @@ def partition(source: Source, columns: Columns, shards: int, folder: Path, as_of
         if columns.user_features:
             _write_users(source.users, columns, shards, folder)
         users = _count_users(folder, as_of)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
+        if is_disk_full(error):
+            raise InputError(
+                f"there is no room left in {folder}: make some, or give another folder (--work)"
+            ) from error
         raise DataError(
             f"{source.place} could not be read to its end ({' '.join(str(error).split())[:300]}): see whether its "
             "files are whole and stay where they are during a build"
@@ -142,18 +152,27 @@ def shard_folder(folder: Path, shard: int) -> Path:
 
 
 def columns_of(source: Source, bundle: Bundle) -> Columns:
-    """The columns that the files of a source have to have; the first file says which optional ones."""
-    first = source.interactions[0].schema.names
+    """The columns that the files of a source have to have: an optional one that any of them has, all have to have.
+
+    A file without it would have its rows read otherwise than the rest: one without labels as all clicks.
+    """
     features = {name: vocabulary.kind for name, vocabulary in bundle.user_features.vocabularies.items()}
-    return Columns(bundle.user_kind, bundle.item_kind, tuple(name for name in _OPTIONAL if name in first), features)
+    columns = Columns(bundle.user_kind, bundle.item_kind, features)
+    found = {name for file in source.interactions if not columns.refusal(file.schema) for name in file.schema.names}
+    return replace(columns, optional=tuple(name for name in _OPTIONAL if name in found))
 
 
 def readable(source: Source, columns: Columns) -> tuple[list[SourceFile], list[tuple[str, int, str]]]:
     """Files of interactions that can be read, and (name, rows, reason) of those that cannot.
 
+    How many rows an unreadable file has is not known: it counts as many as the others have in so many bytes.
     Raises DataError where none can, or where the users table does not have what the model reads.
     """
-    refused = [(file.name, 1, f"the file is not readable Parquet: {file.error}") for file in source.unreadable]
+    per_byte = source.rows / sum(file.size for file in source.interactions)
+    refused = [
+        (file.name, max(1, round(file.size * per_byte)), f"the file is not readable Parquet: {file.error}")
+        for file in source.unreadable
+    ]
     files = []
     for file in source.interactions:
         reason = columns.refusal(file.schema)
@@ -249,6 +268,11 @@ def _write_users(files: Sequence[SourceFile], columns: Columns, shards: int, fol
         path = shard_folder(folder, shard) / USERS
         if not path.exists():
             empty.write_parquet(path)
+            continue
+        users = pl.read_parquet(path, columns=["user_id"])["user_id"]
+        twice = users.filter(users.is_duplicated())
+        if len(twice):
+            raise DataError(f"{files[0].name}: user_id {twice[0]!r} is there more than once: keep one row of each user")
 
 
 def _quarantine(rows: pl.LazyFrame | None, refused: Sequence[tuple[str, int, str]], path: Path) -> None:
@@ -270,6 +294,13 @@ def _quarantine(rows: pl.LazyFrame | None, refused: Sequence[tuple[str, int, str
         *(pl.col(name).cast(pl.String) for name in _REQUIRED),
     )
     pl.concat([bad, whole.lazy()]).sink_parquet(path)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether what was being written had no room; Polars says so in words only."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return True
+    return any(os.strerror(number) in str(error) for number in _NO_ROOM)
 
 
 def _count_users(folder: Path, as_of: int | None) -> int:

@@ -6,6 +6,7 @@ a filesystem that Arrow reaches. Nothing is read here but the files' footers.
 """
 
 import glob
+import os
 import posixpath
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,10 @@ class SourceFile:
     name: str  # within the source
     path: str  # as Polars and Arrow open it
     rows: int
+    size: int  # bytes
     schema: pa.Schema
     digest: str  # of size and footer: row counts, places and statistics of every column chunk
+    mtime_ns: int | None  # when it was written, where the filesystem says so
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Unreadable:
     """A file that is no Parquet file, or not whole."""
 
     name: str
+    size: int  # bytes
     error: str
 
 
@@ -56,6 +60,10 @@ class Source:
     def fingerprint(self) -> dict[str, str]:
         """Digest of each file by its name."""
         return {file.name: file.digest for file in (*self.interactions, *self.users)}
+
+    def state(self) -> dict[str, tuple[str, int | None]]:
+        """What tells a file from one that was written over it since, by its name."""
+        return {file.name: (file.digest, file.mtime_ns) for file in (*self.interactions, *self.users)}
 
 
 def open_source(data: str) -> Source:
@@ -102,14 +110,18 @@ def _filesystem(data: str) -> tuple[fs.FileSystem, str]:
 def _matching(system: fs.FileSystem, pattern: str) -> list[str]:
     if not isinstance(system, fs.LocalFileSystem):
         raise DataError(f"{pattern}: a glob is for local files, name the folder instead")
-    return sorted(Path(path).as_posix() for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    found = [Path(path) for path in glob.glob(pattern, recursive=True)]
+    return sorted(path.as_posix() for path in found if path.is_file() or path.is_symlink())
 
 
 def _below(system: fs.FileSystem, path: str) -> list[str]:
     """A file itself, or the Parquet files below a folder, but hidden ones and what Spark leaves (_SUCCESS)."""
     if system.get_file_info(path).type == fs.FileType.File:
         return [path]
-    found = [one.path for one in system.get_file_info(fs.FileSelector(path, recursive=True)) if one.is_file]
+    if isinstance(system, fs.LocalFileSystem):  # by ourselves: Arrow leaves out links to nothing
+        found = [f"{folder}/{name}" for folder, _, names in os.walk(path, followlinks=True) for name in names]
+    else:
+        found = [one.path for one in system.get_file_info(fs.FileSelector(path, recursive=True)) if one.is_file]
     return sorted(
         one
         for one in found
@@ -138,6 +150,9 @@ def _source(system: fs.FileSystem, place: str, root: str, interactions: list[str
 def _read(system: fs.FileSystem, root: str, path: str) -> SourceFile | Unreadable:
     name = posixpath.relpath(path, root or ".")
     local = isinstance(system, fs.LocalFileSystem)
+    info = system.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        raise DataError(f"{name} is a link to a file that is not there: put the file back, or delete the link")
     with system.open_input_file(path) as file:  # an OSError here is of the place, and not a bad file
         size = file.size()
         file.seek(max(0, size - 8))
@@ -149,5 +164,6 @@ def _read(system: fs.FileSystem, root: str, path: str) -> SourceFile | Unreadabl
             parquet = pq.ParquetFile(file)
             rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
         except (OSError, pa.ArrowException) as error:
-            return Unreadable(name, str(error))
-    return SourceFile(name, path if local else f"{system.type_name}://{path}", rows, schema, f"{size}:{digest}")
+            return Unreadable(name, size, str(error))
+    place = path if local else f"{system.type_name}://{path}"
+    return SourceFile(name, place, rows, size, schema, f"{size}:{digest}", info.mtime_ns)

@@ -110,7 +110,7 @@ class WorkFolder:
         return shard_folder(self.path, shard) / _LEDGER
 
     def ledger(self, shard: int) -> ShardLedger | None:
-        """The ledger of a shard that was written, else None. Raises ValueError if it is damaged."""
+        """The ledger of a shard that was written, else None. Raises InputError if it is damaged."""
         path = self.ledger_path(shard)
         return ShardLedger.load(path) if path.exists() else None
 

@@ -1,5 +1,6 @@
 """The whole job against a real store: what is published is right; what fails leaves nothing."""
 
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -568,6 +569,22 @@ def test_a_file_that_goes_away_while_it_is_read_is_an_error_and_the_old_generati
         build_here(world.bundle, data, store, options, meddler)
     assert read_active(store, key_prefix) == before
     assert store.get(lock_key(key_prefix)) is None
+
+
+def test_a_file_that_is_written_again_while_it_is_read_is_an_error_though_it_says_the_same(
+    tmp_path: Path, world: World, store: Store, key_prefix: str, meddler: Meddler
+) -> None:
+    data = Path(shutil.copytree(world.data, tmp_path / "data"))
+    path = data / "interactions.parquet"
+
+    def write_again() -> None:
+        path.write_bytes(path.read_bytes())
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+
+    meddler.at_start["read"] = write_again
+    with pytest.raises(DataError, match="has changed while it was read: build again"):
+        build_here(world.bundle, data, store, BuildOptions(key_prefix), meddler)
+    assert read_active(store, key_prefix) is None
 
 
 def test_a_users_table_without_rows_leaves_everybody_unknown(

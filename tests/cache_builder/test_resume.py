@@ -239,8 +239,9 @@ def test_a_damaged_ledger_is_an_error_and_not_a_guess(
     shard = next(shard for shard in work.shards() if work.ledger_path(shard).exists())
     data = work.ledger_path(shard).read_bytes()
     work.ledger_path(shard).write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"is not a ledger .*: build without --resume"):
+    with pytest.raises(InputError, match=r"is not a ledger .*: see whether the disk is sound, then build anew"):
         build_here(world.bundle, world.data, store, replace(options, resume=True), meddler)
+    assert work.job() is None  # nothing says any more that --resume would go on
 
 
 def test_records_that_a_restarted_server_has_forgotten_are_written_again(
