@@ -20,6 +20,7 @@ from service.prepare import ScoringJob
 from service.scorer import Score
 from service.scoring import Scoring, ScoringLimits
 from service.store import Store
+from service.tasks import end_tasks
 
 DESCRIPTION = "Scores candidate lists against each user's whole history, compressed offline into a small cached state."
 
@@ -48,8 +49,7 @@ def create_app(
         yield
         for task in tasks:
             task.remove_done_callback(health.background_ended)
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
 
     app = FastAPI(
         title="LREA scoring service",

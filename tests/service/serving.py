@@ -1,6 +1,7 @@
 """A real service on a free port: the composition root of `python -m service`, on a thread of the test's process."""
 
 import asyncio
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ class _ServiceThread(threading.Thread):
         super().__init__(name="service", daemon=True)
         self._settings = settings
         self._server: Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -47,6 +49,7 @@ class _ServiceThread(threading.Thread):
             self._error = error
 
     async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         async with compose(self._settings, CollectorRegistry()) as self._server:
             await self._server.serve()
 
@@ -67,4 +70,11 @@ class _ServiceThread(threading.Thread):
         if self._server is not None:
             self._server.should_exit = True
         self.join(timeout=20)
-        assert not self.is_alive(), "the service did not stop"
+        assert not self.is_alive(), f"the service did not stop:\n{self._what_runs()}"
+
+    def _what_runs(self) -> str:
+        """Where each task waits, for whoever has to find out why."""
+        text = io.StringIO()
+        for task in asyncio.all_tasks(self._loop):
+            task.print_stack(file=text)
+        return text.getvalue()

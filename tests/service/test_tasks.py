@@ -1,0 +1,36 @@
+"""Tasks end, also one that loses a cancellation on the way, as a poll of the store did before Python 3.12."""
+
+import asyncio
+
+from service.tasks import end_tasks
+
+
+async def test_a_task_that_loses_its_first_cancellation_ends_all_the_same() -> None:
+    begun, lost = asyncio.Event(), []
+
+    async def follow() -> None:
+        while True:
+            try:
+                begun.set()
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                if lost:
+                    raise
+                lost.append("once")
+
+    task = asyncio.create_task(follow())
+    await begun.wait()
+    await asyncio.wait_for(end_tasks([task]), timeout=20)
+    assert task.cancelled()
+    assert lost == ["once"]
+
+
+async def test_tasks_that_have_ended_badly_are_no_trouble() -> None:
+    async def fail() -> None:
+        raise RuntimeError("ended before")
+
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    await end_tasks([task])
+    await end_tasks([])
+    assert isinstance(task.exception(), RuntimeError)
