@@ -6,7 +6,8 @@ from service.tasks import end_tasks
 
 
 async def test_a_task_that_loses_its_first_cancellation_ends_all_the_same() -> None:
-    begun, lost = asyncio.Event(), []
+    begun = asyncio.Event()
+    lost: list[str] = []
 
     async def follow() -> None:
         while True:
