@@ -25,6 +25,7 @@ from model.catalogue import Catalogue, FeatureSpec, Items
 from model.config import RankerConfig, read_config
 from model.identifiers import Id, IdKind
 from model.ranker import Ranker, UserState, VocabularySizes
+from model.serving import ServingRanker
 from model.vocabulary import Vocabulary
 from model.whole_folder import whole_folder
 
@@ -80,6 +81,11 @@ class Bundle:
             item_kind=config.item_kind,
             user_features=len(config.user_features),
         )
+
+    @cached_property
+    def serving(self) -> ServingRanker:
+        """The ranker as it is served: the same scores, faster. Raises ValueError for one that cannot be cached."""
+        return ServingRanker(self.ranker, torch.from_numpy(self.catalogue.codes_of_row))
 
     def short_window(self, ids: Sequence[Id]) -> Items:
         """The last S of `ids` (oldest first), encoded newest first, on the CPU."""

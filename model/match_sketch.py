@@ -22,6 +22,7 @@ from torch import Tensor
 
 from model.cache_format.shape import SKETCH_TABLES, sketch_width
 from model.identifiers import NULL_HASH
+from model.native import kernels
 
 COUNT_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 FEATURES_PER_COLUMN = 3
@@ -90,6 +91,23 @@ def match_short(short_USC: Tensor, hashes_UKC: Tensor) -> Tensor:
     return torch.stack([counts_UKC.log1p(), (counts_UKC > 0).float(), recency_UKC], dim=-1).flatten(-2)
 
 
+def match_request(
+    hashes_BC: Tensor, short_SC: Tensor, sketch_M: Tensor, cells: tuple[int, ...], out_Bf: Tensor
+) -> None:
+    """`match_short` and `read_sketch` of one request's candidates, side by side into `out_Bf` float32 [B, 6C].
+
+    It may be columns of a wider tensor. On a CPU by the native kernel, which reads the tables of the formulas above.
+    """
+    device = hashes_BC.device
+    if device.type == "cpu" and kernels.available():
+        window = _window_features(len(short_SC))
+        kernels.match(hashes_BC, short_SC, window, sketch_M, cells, _features_of_byte(device), out_Bf)
+        return
+    hashes_UBC = hashes_BC.unsqueeze(0)
+    parts = [match_short(short_SC.unsqueeze(0), hashes_UBC), read_sketch(sketch_M.unsqueeze(0), hashes_UBC, cells)]
+    out_Bf.copy_(torch.cat(parts, dim=-1)[0])
+
+
 def _cell_index(hashes: Tensor, cells: tuple[int, ...]) -> Tensor:
     """Index of both cells of each hash within the whole sketch, [..., C, 2]."""
     if hashes.shape[-1] != len(cells):
@@ -121,6 +139,13 @@ def _byte_of_count(device: torch.device) -> Tensor:
     """The code of a count over age bits that are all set, and 0 for a count of 0, uint8 [193]."""
     codes = torch.bucketize(torch.arange(COUNT_STEPS[-1] + 1), torch.tensor(COUNT_STEPS), right=True)
     return torch.where(codes > 0, codes << 4 | _AGE_BITS, 0).to(torch.uint8).to(device)
+
+
+@cache
+def _window_features(rows: int) -> tuple[Tensor, Tensor]:
+    """What `match_short` gives: log(1 + count) by count up to `rows`, and the recency of each position, on the CPU."""
+    counts, positions = torch.arange(rows + 1, dtype=torch.float32), torch.arange(1, rows + 1, dtype=torch.float32)
+    return counts.log1p(), positions.rsqrt()
 
 
 @cache

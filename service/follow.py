@@ -166,7 +166,7 @@ def _score_nobody(bundle: Bundle) -> Tensor:
         context_codes=bundle.context_features.encode({}),
         candidates=bundle.catalogue.encode([nobody] * WARM_UP_CANDIDATES),
     )
-    return bundle.ranker.score(request.to(bundle.device))
+    return bundle.serving.score(request.to(bundle.device))
 
 
 def _is_finite(weights: Tensor) -> bool:

@@ -171,7 +171,7 @@ def _scoring_input(job: ScoringJob, user: User) -> ScoringInput:
 def _logits_and_probabilities(
     model: ActiveModel, inputs: Sequence[ScoringInput]
 ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-    parts = model.bundle.ranker.score_many(inputs)
+    parts = model.bundle.serving.score_many(inputs)
     logits = torch.cat(parts).to(torch.float32)
     both = torch.stack([logits, torch.sigmoid(logits)]).cpu()
     assert bool(torch.isfinite(both[1]).all()), "the model gave a score that is not a number"

@@ -25,7 +25,7 @@ class DinAttention(LongAttention):
 
     def forward(self, candidates: Embedded, history: Embedded) -> Tensor:
         """Interest [U, K, d]. Without the softmax a padded row adds nothing because it is zero, whatever its score."""
-        scores_UKN: Tensor = self.scorer(candidates.vectors, history.vectors)
         if not self.softmax:
-            return scores_UKN @ history.vectors * self.scale
+            return self.scorer.attend(candidates.vectors, history.vectors, history.vectors) * self.scale
+        scores_UKN: Tensor = self.scorer(candidates.vectors, history.vectors)
         return masked_softmax(scores_UKN, history.present.unsqueeze(1)) @ history.vectors

@@ -29,10 +29,6 @@ from model.attention.learned_slots import LearnedSlots
 from model.attention.scorer import PairScorer
 from model.attention.slots import ROW_BLOCKS, Blocks, Form, UserSlots
 
-# Floats of hidden layer at a time when one request is served on a CPU: 1 MB stays in cache. Over all candidates at once
-# B = 1,000 took 3.5 ms (r = 32) and 16 ms (r = 128) on one core, in chunks 1.3 ms and 4.7 ms.
-_CHUNK_FLOATS = 1 << 18
-
 
 class LreaAttention(LongAttention):
     """Low-rank efficient attention, in each of its forms and over each arrangement of slots."""
@@ -87,16 +83,7 @@ class LreaAttention(LongAttention):
 
     def absorbed(self, candidates_UKd: Tensor, slots: UserSlots) -> Tensor:
         """The served form (Eq. 9): the interest of each candidate [U, K, d] in its user's slots."""
-        one_request_on_cpu = len(candidates_UKd) == 1 and candidates_UKd.device.type == "cpu"
-        if torch.is_grad_enabled() or not one_request_on_cpu:
-            return self._absorbed(candidates_UKd, slots)
-        rank, head_width = slots.keys_URd.shape[1], self.scorer.out.numel()
-        chunks = torch.split(candidates_UKd, max(1, _CHUNK_FLOATS // (rank * head_width)), dim=1)
-        return torch.cat([self._absorbed(chunk, slots) for chunk in chunks], dim=1)
-
-    def _absorbed(self, candidates_UKd: Tensor, slots: UserSlots) -> Tensor:
-        scores_UKR: Tensor = self.scorer(candidates_UKd, slots.keys_URd)
-        return scores_UKR @ slots.values_URd
+        return self.scorer.attend(candidates_UKd, slots.keys_URd, slots.values_URd)
 
     def forward(self, candidates: Embedded, history: Embedded) -> Tensor:
         """What is trained: the served form, unless `form` is "paper"."""

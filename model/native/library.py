@@ -1,0 +1,157 @@
+"""The shared library of the kernels beside this file: compiled once per machine, then loaded; or the reason why not.
+
+g++ takes half a second for it, since no header of torch's is read, where torch.compile took 18 s for a slower head. The
+file is named after its sources, flags and compiler, so that an old one is never loaded; it lies in the user's cache
+folder, and where that cannot be written, in a folder that ends with the process. An image without a compiler brings
+the files in a folder of its own: `python -m model.native.library --out DIR` writes those of every processor it knows.
+
+The processor's instruction set is chosen by name (x86-64-v4, x86-64-v3), not by `native`, so that a file can move.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+SOURCES = (HERE / "attend.cpp", HERE / "match.cpp")
+BUILT = HERE / "built"  # what an image brings
+COMPILERS = ("g++", "c++")  # GCC's vector types; clang has them too
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-mprefer-vector-width=512")
+COMPILE_TIMEOUT_S = 60.0
+# What /proc/cpuinfo calls the instructions that a level needs and that the level below does not have.
+LEVELS = (
+    ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+    ("x86-64-v3", {"avx2", "fma", "bmi2", "f16c"}),
+)
+_INT, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+class NoLibrary(Exception):
+    """The kernels cannot be had here, and the message says why: torch's own operations do the work."""
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The library, or None where there is none, with one line in the log that says why."""
+    try:
+        return declared(_find_or_build())
+    except (NoLibrary, OSError) as error:
+        logger.warning("no native kernels, torch's operations score instead (1.6 times the head's time): %s", error)
+        return None
+
+
+def level() -> str:
+    """The name of the best instruction set that this processor has and we build for. Raises NoLibrary."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return "armv8-a"
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    except OSError as error:
+        raise NoLibrary(f"the processor's instructions are not known ({error})") from error
+    for name, needed in LEVELS:
+        if needed <= flags:
+            return name
+    raise NoLibrary(f"the processor is older than {LEVELS[-1][0]}")
+
+
+def build(folder: Path, target: str) -> Path:
+    """Compile the kernels for `target` into `folder`, whole or not at all. Raises NoLibrary."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise NoLibrary(f"there is no compiler here ({' or '.join(COMPILERS)}): install g++, or bring built files")
+    path = folder / _name(target)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / path.name
+        command = [compiler, *_flags(target), "-o", str(made), *map(str, SOURCES)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NoLibrary(f"{compiler} did not end well: {error}") from error
+        if done.returncode:
+            raise NoLibrary(f"{compiler} refuses the kernels: {done.stderr.strip()[-300:]}")
+        made.replace(path)
+    return path
+
+
+def _find_or_build() -> ctypes.CDLL:
+    target = level()
+    for folder in (BUILT, _own_folder()):
+        if folder is not None and (folder / _name(target)).is_file():
+            return ctypes.CDLL(str(folder / _name(target)))
+    folder = _own_folder()
+    if folder is not None:
+        return ctypes.CDLL(str(build(folder, target)))
+    with tempfile.TemporaryDirectory(prefix="lrea-native-") as passing:  # once mapped, the file need not stay
+        return ctypes.CDLL(str(build(Path(passing), target)))
+
+
+@cache
+def _own_folder() -> Path | None:
+    """A folder that is this user's alone, for what is loaded from it runs with his rights; None where there is none."""
+    try:
+        folder = Path.home() / ".cache" / "lrea"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except (OSError, RuntimeError):
+        return None
+    mine = found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    return folder if mine and os.access(folder, os.W_OK) else None
+
+
+def _flags(target: str) -> list[str]:
+    return [f"-march={target}", *(flag for flag in FLAGS if target.startswith("x86") or "512" not in flag)]
+
+
+@cache
+def _name(target: str) -> str:
+    """The file's name: what it was made from and for."""
+    digest = hashlib.sha256(" ".join(_flags(target)).encode())
+    for source in SOURCES:
+        digest.update(source.read_bytes())
+    return f"lrea-{target}-{digest.hexdigest()[:16]}.so"
+
+
+def declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The same library with the types of its functions' arguments, as the sources have them."""
+    library.lrea_scratch.argtypes, library.lrea_scratch.restype = [_INT, _INT], _INT
+    library.lrea_attend.argtypes = [
+        *(_POINTER, _INT, _INT),  # x
+        *(_POINTER, _POINTER, _INT),  # keys and values
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _FLOAT),  # the scorer
+        *(_POINTER, _INT, _POINTER),  # out, scratch
+    ]
+    library.lrea_attend.restype = None
+    library.lrea_match.argtypes = [
+        *(_POINTER, _INT, _INT),  # hashes
+        *(_POINTER, _INT, _POINTER, _POINTER),  # window
+        *(_POINTER, _POINTER, _POINTER),  # sketch
+        *(_POINTER, _INT),  # out
+    ]
+    library.lrea_match.restype = None
+    return library
+
+
+def main(arguments: list[str]) -> int:
+    """`--out DIR`: the files of every level of x86-64, for an image that has no compiler."""
+    if len(arguments) != 2 or arguments[0] != "--out":
+        print("usage: python -m model.native.library --out DIR", file=sys.stderr)
+        return 2
+    folder = Path(arguments[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, _ in LEVELS:
+        print(build(folder, name))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

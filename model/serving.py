@@ -1,0 +1,146 @@
+"""The ranker as it is served: the function of `Ranker.score_many`, in fewer and cheaper steps, without gradients.
+
+Of the first layer of the MLP, what depends on the user alone (his features, the bias) is computed once per request. An
+item and its features are one vector, summed once per model. Both attentions write their interests, and the match
+features theirs, straight into the columns of the first product. On a CPU all of that runs in the native kernels.
+
+What was measured and left out: the items' own share of the first layer as a table (512 numbers per item) in place of a
+seventh of that product: docs/fast-path.md.
+
+Letters: N candidates of all requests, B of one, d width, C hashed columns, S window rows, F features of the user and of
+the request, f columns of the first product.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.attention.din import DinAttention
+from model.attention.lrea import LreaAttention
+from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
+from model.catalogue import Items
+from model.match_sketch import FEATURES_PER_COLUMN, match_request
+from model.ranker import Ranker, ScoringInput
+
+_CHUNK_ROWS = 512  # of the MLP at a time: 1 MB of its widest layer stays in cache
+
+
+class ServingRanker:
+    """Scores requests from users' cached state. Made from a folded ranker that can be cached; shares its weights."""
+
+    def __init__(self, ranker: Ranker, codes_of_row: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        """codes_of_row: int64 [items, F], the catalogue's feature codes by vocabulary row.
+
+        dtype: of the MLP's products, float32 or bfloat16; sums and logits are float32. Raises ValueError for a ranker
+        that cannot be cached.
+        """
+        if not ranker.config.cacheable:
+            raise ValueError(f"the long attention {ranker.config.long_attention} cannot be served from a cache")
+        self.ranker = ranker
+        self.config = ranker.config
+        self.dtype = dtype
+        device = ranker.item_embedding.weight.device
+        self._codes_IF = codes_of_row.to(device)
+        everything = Items(torch.arange(len(codes_of_row), device=device), self._codes_IF, self._codes_IF)
+        with torch.no_grad():
+            self._vectors_Id = ranker.embed(everything)
+        self._mlp = _ServingMlp(ranker, dtype)
+        self._match_columns = 2 * FEATURES_PER_COLUMN * len(self.config.sketch_cells)
+
+    @torch.no_grad()
+    def score_many(self, requests: Sequence[ScoringInput]) -> list[Tensor]:
+        """Logits float32 [B] of each request; one pass of the MLP for all of them."""
+        sizes = [len(request.candidates.rows) for request in requests]
+        device = self._vectors_Id.device
+        inputs_Nf = torch.empty(sum(sizes), self._mlp.columns, device=device)
+        for request, rows_Bf in zip(requests, torch.split(inputs_Nf, sizes), strict=True):
+            self._fill(request, rows_Bf)
+        sides_UF = [torch.cat([request.user_codes, request.context_codes]) for request in requests]
+        return list(torch.split(self._mlp(inputs_Nf, sides_UF, sizes), sizes))
+
+    def score(self, request: ScoringInput) -> Tensor:
+        """Logits float32 [B] of one request's candidates."""
+        return self.score_many([request])[0]
+
+    def _fill(self, request: ScoringInput, rows_Bf: Tensor) -> None:
+        """One request's columns of the first product: those of `Ranker._mlp_input` without the side features."""
+        width, ranker, state = self.config.width, self.ranker, request.state
+        targets_Bd = self._vectors(request.candidates)
+        rows_Bf[:, :width] = targets_Bd
+        free = rows_Bf[:, width:]
+        if isinstance(ranker.short, DinAttention):
+            window_Sd = self._vectors(request.short)
+            _attend(ranker.short.scorer, targets_Bd, window_Sd, window_Sd * ranker.short.scale, free)
+            free = free[:, 2 * width :]
+        if isinstance(ranker.long, LreaAttention):
+            _attend(ranker.long.scorer, targets_Bd, state.keys_Rd, state.values_Rd, free)
+            free = free[:, 2 * width :]
+        if self.config.match:
+            cells = self.config.sketch_cells
+            match_request(request.candidates.hashes, request.short.hashes, state.sketch_M, cells, free)
+
+    def _vectors(self, items: Items) -> Tensor:
+        """Embeddings [n, d]: from the table, unless a request brings other features than the catalogue's."""
+        if torch.equal(items.codes, self._codes_IF[items.rows]):
+            return self._vectors_Id[items.rows]
+        return self.ranker.embed(items)
+
+
+def _attend(scorer: PairScorer, targets_Bd: Tensor, keys_Nd: Tensor, values_Nd: Tensor, free_Bf: Tensor) -> None:
+    """An interest and its product with the target, into the first 2d columns of `free_Bf`."""
+    width = targets_Bd.shape[1]
+    interest_Bd = free_Bf[:, :width]
+    if targets_Bd.device.type == "cpu":
+        scorer.attend_one(targets_Bd, keys_Nd, values_Nd, interest_Bd)
+    else:
+        interest_Bd.copy_(scorer.attend(targets_Bd.unsqueeze(0), keys_Nd.unsqueeze(0), values_Nd.unsqueeze(0))[0])
+    torch.mul(targets_Bd, interest_Bd, out=free_Bf[:, width : 2 * width])
+
+
+class _ServingMlp:
+    """The folded MLP, its first product split: side features once per request, everything else per candidate."""
+
+    def __init__(self, ranker: Ranker, dtype: torch.dtype) -> None:
+        first, *rest = [layer for layer in ranker.mlp if isinstance(layer, nn.Linear)]
+        config = ranker.config
+        interests = 1 + 2 * (ranker.short is not None) + 2 * (ranker.long is not None)
+        begin, side = interests * config.width, len(ranker.side_embeddings) * config.feature_width
+        self._side_embeddings = ranker.side_embeddings
+        self._side_weight = first.weight[:, begin : begin + side]
+        self._side_bias = first.bias
+        per_candidate = torch.cat([first.weight[:, :begin], first.weight[:, begin + side :]], dim=1)
+        self.columns = per_candidate.shape[1]
+        self._dtype = dtype
+        self._weights = [_columns_of(weight, dtype) for weight in (per_candidate, *(layer.weight for layer in rest))]
+        self._biases = [layer.bias.to(dtype) for layer in rest]
+
+    def __call__(self, inputs_Nf: Tensor, sides_UF: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+        """Logits float32 [N] of all requests' candidates, `sizes[u]` of them with the side codes `sides_UF[u]`."""
+        bias_Uh = self._bias(torch.stack(list(sides_UF))).to(self._dtype)
+        of_row = torch.repeat_interleave(torch.tensor(sizes)) if len(sizes) > 1 else None
+        logits = []
+        for begin in range(0, len(inputs_Nf), _CHUNK_ROWS):
+            rows = slice(begin, begin + _CHUNK_ROWS)
+            bias = bias_Uh if of_row is None else bias_Uh[of_row[rows].to(bias_Uh.device)]
+            logits.append(self._layers(inputs_Nf[rows].to(self._dtype), bias))
+        return torch.cat(logits)
+
+    def _bias(self, side_UF: Tensor) -> Tensor:
+        """What the first layer adds for a request's user and context, float32 [U, h]."""
+        if not len(self._side_embeddings):
+            return self._side_bias.expand(len(side_UF), -1)
+        embedded = [table(side_UF[:, index]) for index, table in enumerate(self._side_embeddings)]
+        return functional.linear(torch.cat(embedded, dim=-1), self._side_weight, self._side_bias)
+
+    def _layers(self, rows_Nf: Tensor, bias: Tensor) -> Tensor:
+        hidden = functional.leaky_relu_(torch.addmm(bias, rows_Nf, self._weights[0]), NEGATIVE_SLOPE)
+        for weight, bias_h in zip(self._weights[1:-1], self._biases[:-1], strict=True):
+            hidden = functional.leaky_relu_(torch.addmm(bias_h, hidden, weight), NEGATIVE_SLOPE)
+        return torch.addmm(self._biases[-1], hidden, self._weights[-1]).squeeze(-1).float()
+
+
+def _columns_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A linear layer's weight [out, in] as the right side of a product, [in, out]."""
+    return weight.to(dtype).t()
