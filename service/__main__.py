@@ -20,9 +20,9 @@ from types import FrameType
 import torch
 import uvicorn
 import uvloop
-from fastapi import FastAPI
 from prometheus_client import REGISTRY, CollectorRegistry
 from pydantic import ValidationError
+from starlette.types import ASGIApp
 
 from model.device import choose_device
 from service.active import choose
@@ -148,7 +148,7 @@ def _batcher(settings: Settings, scorer: Scorer) -> Batcher[ScoringJob, Score]:
     return Batcher(scorer.score, max_works=settings.max_batch_requests, max_size=settings.max_batch_candidates)
 
 
-def _uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
+def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI
 from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp
 
 from service import docs_page, openapi, problems
 from service.batcher import Batcher
+from service.direct import Direct
 from service.follow import ModelFollower
 from service.health import Health
 from service.information import Information
@@ -35,7 +37,7 @@ def create_app(
     metrics: Metrics,
     limits: ScoringLimits,
     health: Health,
-) -> FastAPI:
+) -> ASGIApp:
     """The application. Its lifespan runs the follower and the batcher; closing what was passed in is the caller's."""
 
     @asynccontextmanager
@@ -61,12 +63,13 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.include_router(Scoring(follower, batcher, parse_executor, encode_executor, metrics, limits).router())
+    scoring = Scoring(follower, batcher, parse_executor, encode_executor, metrics, limits)
+    app.include_router(scoring.router())
     app.include_router(Information(follower, store, metrics, health).router())
     _add_documentation(app)
     problems.install(app)
     app.add_middleware(Observe, metrics=metrics)
-    return app
+    return Direct(app, {"/v1/score": scoring.score, "/v1/score/batch": scoring.score_batch}, metrics)
 
 
 def _add_documentation(app: FastAPI) -> None:

@@ -65,8 +65,18 @@ def internal_error(request: Request) -> Response:
     return problem_response(500, "internal", "Internal error", request, detail)
 
 
+_ANSWERS = {ServiceError: _service_error, HTTPException: _http_error, ClientDisconnect: _client_gone}
+
+
 def install(app: FastAPI) -> None:
     """Have `app` answer with problem documents."""
-    app.add_exception_handler(ServiceError, _service_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnect, _client_gone)
+    for kind, answer_one in _ANSWERS.items():
+        app.add_exception_handler(kind, answer_one)
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """The problem document of an expected error, as of an installed app. Raises any other one again."""
+    for kind, answer_one in _ANSWERS.items():
+        if isinstance(error, kind):
+            return await answer_one(request, error)
+    raise error
