@@ -21,7 +21,7 @@ from model.attention.din import DinAttention
 from model.attention.lrea import LreaAttention
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
 from model.catalogue import Items
-from model.match_sketch import FEATURES_PER_COLUMN, match_request
+from model.match_sketch import match_request
 from model.ranker import Ranker, ScoringInput
 
 _CHUNK_ROWS = 512  # of the MLP at a time: 1 MB of its widest layer stays in cache
@@ -47,7 +47,11 @@ class ServingRanker:
         with torch.no_grad():
             self._vectors_Id = ranker.embed(everything)
         self._mlp = _ServingMlp(ranker, dtype)
-        self._match_columns = 2 * FEATURES_PER_COLUMN * len(self.config.sketch_cells)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the MLP's first product, f."""
+        return self._mlp.columns
 
     @torch.no_grad()
     def score_many(self, requests: Sequence[ScoringInput]) -> list[Tensor]:

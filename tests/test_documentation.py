@@ -11,7 +11,8 @@ import pytest
 import typer.main
 
 from cache_builder.__main__ import app as builder_app
-from loadtest import bench, fidelity, replay
+from loadtest import fidelity, replay
+from loadtest.bench import __main__ as bench
 from model.__main__ import app as model_app
 from model.config import RankerConfig
 from model.methods import MATCH_SUFFIX, METHODS

@@ -20,6 +20,7 @@ from model.attention.multi_head import HeadOutput, HeadQueries, pool
 from model.attention.retrieval import Choice, choose_best, gather_rows
 
 BITS_PER_DIMENSION = 2
+_EXACT_INTEGERS = 2**23  # float32 holds every integer up to here, and a sum of them in any order
 
 
 class EtaAttention(LongAttention):
@@ -41,9 +42,17 @@ class EtaAttention(LongAttention):
 
     def search(self, candidates: Embedded, history: Embedded) -> Choice:
         """The k rows of the smallest Hamming distance."""
-        # The product of two hashes is m - 2 × their distance: an exact integer in float32, and a GEMM.
-        agreement_UKN = self.hash(candidates.vectors) @ self.hash(history.vectors).transpose(1, 2)
-        return choose_best(agreement_UKN, history.present.unsqueeze(1), self.retrieved)
+        # The product of two hashes is m - 2 × their distance: an exact integer in float32, and a GEMM. One more column
+        # puts the newer of equals first: hashes are full of them.
+        users, rows = history.present.shape
+        newest_UN1 = -torch.arange(rows, device=history.present.device).expand(users, rows).unsqueeze(-1).float()
+        hashed_UKm, hashed_UNm = self.hash(candidates.vectors), self.hash(history.vectors)
+        step = float(1 << rows.bit_length())
+        if step * hashed_UKm.shape[-1] > _EXACT_INTEGERS:
+            return choose_best(hashed_UKm @ hashed_UNm.transpose(1, 2), history.present.unsqueeze(1), self.retrieved)
+        queries = torch.cat([hashed_UKm * step, torch.ones_like(hashed_UKm[..., :1])], dim=-1)
+        ordered_UKN = queries @ torch.cat([hashed_UNm, newest_UN1], dim=-1).transpose(1, 2)
+        return choose_best(ordered_UKN, history.present.unsqueeze(1), self.retrieved)
 
     def forward(self, candidates: Embedded, history: Embedded) -> Tensor:
         """Interest [U, K, d]."""

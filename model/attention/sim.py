@@ -61,7 +61,8 @@ class SimHard(SimAttention):
         wanted_UK1 = candidates.categories.unsqueeze(-1)
         same_UKN = (wanted_UK1 == history.categories.unsqueeze(1)) & (wanted_UK1 > 1)
         eligible_UKN = same_UKN & history.present.unsqueeze(1)
-        return choose_best(torch.zeros_like(eligible_UKN, dtype=torch.float32), eligible_UKN, self.retrieved)
+        newest_N = -torch.arange(eligible_UKN.shape[-1], dtype=torch.float32, device=eligible_UKN.device)
+        return choose_best(newest_N.expand_as(eligible_UKN), eligible_UKN, self.retrieved)
 
 
 class SimSoft(SimAttention):

@@ -1,0 +1,28 @@
+"""Medians of interleaved runs: machines are shared and drift, so what is compared is run in turns.
+
+The clock is the thread's own CPU time: everything here computes on one thread and waits for nothing, and what a neighbour
+takes from it is not counted.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+Run = Callable[[], Tensor]
+LEAST_TURNS = 5
+
+
+def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
+    """Median CPU seconds of each run, taken in turns for about `seconds`, after one warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline or len(next(iter(times.values()))) < LEAST_TURNS:
+        for name, run in runs.items():
+            started = time.thread_time()
+            run()
+            times[name].append(time.thread_time() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
