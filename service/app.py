@@ -13,10 +13,12 @@ from service import docs_page, openapi, problems
 from service.batcher import Batcher
 from service.follow import ModelFollower
 from service.health import Health
+from service.inference_protocol.routes import InferenceProtocol
 from service.information import Information
 from service.metrics import Metrics
 from service.observe import Observe
 from service.prepare import ScoringJob
+from service.score_routes import ScoreRoutes
 from service.scorer import Score
 from service.scoring import Scoring, ScoringLimits
 from service.store import Store
@@ -61,7 +63,9 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.include_router(Scoring(follower, batcher, parse_executor, encode_executor, metrics, limits).router())
+    scoring = Scoring(follower, batcher, parse_executor, encode_executor, metrics, limits)
+    app.include_router(ScoreRoutes(scoring).router())
+    app.include_router(InferenceProtocol(scoring, follower, health, app.version).router())
     app.include_router(Information(follower, store, metrics, health).router())
     _add_documentation(app)
     problems.install(app)
