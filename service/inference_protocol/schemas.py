@@ -4,11 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas import MAX_COLUMNS
+from service.schemas import MAX_COLUMNS, Says
 
 Datatype = Literal["INT64", "BYTES", "FP32"]
 MAX_INPUTS = 6 + 2 * MAX_COLUMNS
 _Dimension = Annotated[int, Field(ge=0)]
+# Typed, so that a list ends at its first wrong element: 600,000 objects are not built to be refused.
+_Element = int | str
+_Elements = Annotated[list[_Element], Field(fail_fast=True)]
+_Data = Annotated[_Element | _Elements, Says("must be an integer or a string, or in data of two axes a list of those")]
 
 
 class _Strict(BaseModel):
@@ -28,7 +32,9 @@ class InferInput(_Strict):
     shape: list[_Dimension] = Field(min_length=1, max_length=2, fail_fast=True, description="[n] or [1, n]")
     datatype: Literal["INT64", "BYTES"] = Field(description="INT64 for integers, BYTES for UTF-8 text")
     parameters: InputParameters = Field(InputParameters(), description="of an input that is sent as bytes")
-    data: list[Any] | None = Field(None, description="elements of an input that is sent as JSON")
+    data: Annotated[list[_Data], Field(fail_fast=True)] | None = Field(
+        None, description="elements of an input that is sent as JSON"
+    )
 
 
 class OutputParameters(_Strict):

@@ -7,7 +7,7 @@ An INT64 tensor that came as bytes is a view of the body: no Python object is ma
 
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -92,9 +92,9 @@ def _count(shape: Sequence[int], most_elements: int, at: str) -> int:
 
 
 def _from_json(tensor: InferInput, count: int, at: str) -> Values:
-    data = tensor.data
-    if data is None:
+    if tensor.data is None:
         raise InvalidRequest.at(at, "has neither data nor binary_data_size: send one of them")
+    data: Sequence[object] = tensor.data
     if len(tensor.shape) == 2 and len(data) == 1 and isinstance(data[0], list):
         data = data[0]
     if len(data) != count:
@@ -103,7 +103,7 @@ def _from_json(tensor: InferInput, count: int, at: str) -> Values:
     if not set(map(type, data)) <= {wanted}:
         raise InvalidRequest.at(f"{at}/data", f"has other elements than {words}: send {tensor.datatype} as those")
     if wanted is str:
-        return data
+        return cast(list[str], data)
     try:
         return np.array(data, np.int64)
     except OverflowError:
@@ -120,12 +120,12 @@ def integers(raw: memoryview, count: int, at: str) -> Int64s:
 def texts(raw: memoryview, count: int, at: str) -> list[str]:
     """BYTES elements, [count]. Raises InvalidRequest."""
     found: list[str] = []
-    place = 0
+    place, content, length_at = 0, bytes(raw), _LENGTH.unpack_from  # slices of bytes cost half as much as of a view
     try:
         for _ in range(count):
-            start = place + _LENGTH.size
-            place = start + _LENGTH.unpack_from(raw, place)[0]
-            found.append(str(raw[start:place], "utf-8"))
+            start = place + 4
+            place = start + length_at(content, place)[0]
+            found.append(content[start:place].decode())
     except struct.error:
         place = len(raw) + 1
     except UnicodeDecodeError:

@@ -1,6 +1,8 @@
 """The Open Inference Protocol, asked by a client made for other servers: its scores are those of /v1/score."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -255,6 +257,20 @@ def test_time_and_counts_are_kept_as_for_v1(client: Client) -> None:
     body = {"inputs": [inputs[0] | {"data": [client.user]}, inputs[1] | {"data": client.items(1)}]}
     timing = client.http.post("/v2/models/lrea/infer", json=body).headers["server-timing"]
     assert [part.partition(";")[0] for part in timing.split(", ")][:3] == ["parse", "encode", "queue"]
+
+
+def test_the_manuals_example_works(cache: Cache, serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "service.md").read_text()
+    [example] = [block for block in re.findall(r"```python\n(.*?)```", manual, re.DOTALL) if "tritonclient" in block]
+    cache.publish()
+    http = serve(cache)
+    address = f"{http.base_url.host}:{http.base_url.port}"
+    assert "127.0.0.1:8000" in example
+    names: dict[str, Any] = {}
+    exec(example.replace("127.0.0.1:8000", address), names)
+    names["client"].close()
+    wanted = http.post("/v1/score", json={"user_id": 1, "candidates": [10, 11, 12], "top_k": 2}).json()["scores"]
+    assert capsys.readouterr().out == f"{np.array(wanted['items'])} {np.array(wanted['scores'], np.float32)}\n"
 
 
 def test_what_is_degraded_says_so(int_bundles: Any, serve: Serve, store_url: str, key_prefix: str) -> None:
