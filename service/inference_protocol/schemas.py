@@ -8,6 +8,7 @@ from service.schemas import MAX_COLUMNS, Says
 
 Datatype = Literal["INT64", "BYTES", "FP32"]
 MAX_INPUTS = 6 + 2 * MAX_COLUMNS
+MAX_NAME = 1024  # characters: a name is said again where it is wrong
 _Dimension = Annotated[int, Field(ge=0)]
 # Typed, so that a list ends at its first wrong element: 600,000 objects are not built to be refused.
 _Element = int | str
@@ -28,7 +29,7 @@ class InputParameters(_Strict):
 class InferInput(_Strict):
     """One input tensor."""
 
-    name: str = Field(description="which input")
+    name: str = Field(max_length=MAX_NAME, description="which input")
     shape: list[_Dimension] = Field(min_length=1, max_length=2, fail_fast=True, description="[n] or [1, n]")
     datatype: Literal["INT64", "BYTES"] = Field(description="INT64 for integers, BYTES for UTF-8 text")
     parameters: InputParameters = Field(InputParameters(), description="of an input that is sent as bytes")
@@ -46,7 +47,7 @@ class OutputParameters(_Strict):
 class RequestedOutput(_Strict):
     """One output that the caller wants."""
 
-    name: str = Field(description="which output")
+    name: str = Field(max_length=MAX_NAME, description="which output")
     parameters: OutputParameters = Field(OutputParameters(), description="how to send it")
 
 

@@ -69,7 +69,7 @@ def _check(name: str, values: Values) -> None:
             raise InvalidRequest.at(f"/{name}", "is of BYTES, and timestamps are of INT64: send it as that")
     elif not name.startswith((CONTEXT, FEATURES)):
         known = ", ".join((*IDS, *TIMES.values(), CONTEXT + "<column>", FEATURES + "<column>"))
-        raise InvalidRequest.at("/inputs", f"no input is called {name[:80]!r}: there are {known}")
+        raise InvalidRequest.at("/inputs", f"no input is called {name!r}: there are {known}")
 
 
 def _one(name: str, values: Values) -> Id:
@@ -111,7 +111,7 @@ def check_outputs(request: InferRequest) -> None:
         at = f"/outputs/{index}"
         if output.name not in names:
             hint = " (items only with the parameter top_k)" if output.name == "items" else ""
-            raise InvalidRequest.at(at, f"no output is called {output.name[:80]!r}: there are {', '.join(names)}{hint}")
+            raise InvalidRequest.at(at, f"no output is called {output.name!r}: there are {', '.join(names)}{hint}")
         if output.name in {other.name for other in request.outputs[:index]}:
             raise InvalidRequest.at(at, f"output {output.name!r} is wanted twice: ask once")
 
