@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.body import INLINE_BYTES, Size, measure
+from service.inference_protocol.tensors import TIMES
 from tests.service.cache import Cache, logit
 from tests.service.conftest import Serve
 from tests.tiny import ITEMS, item_id, user_id
@@ -56,9 +57,8 @@ HOSTILE = {
 
 
 def _tensors(data: str, more: str = "") -> bytes:
-    return (
-        f'{{"inputs": [{{"name": "candidates", "shape": [5], "datatype": "INT64", "data": [{data}]{more}}}]}}'.encode()
-    )
+    tensor = f'"name": "candidates", "shape": [5], "datatype": "INT64", "data": [{data}]{more}'
+    return f'{{"inputs": [{{{tensor}}}]}}'.encode()
 
 
 def _many(element: str, count: int) -> str:
@@ -153,8 +153,8 @@ async def test_the_longest_history_is_scored_from_tensors(cache: Cache, serve: S
     cache.publish({USER: HISTORY})
     ids = [random.Random(1).choice(HISTORY) for _ in range(100_000)]
     tensors = {"user_id": [USER], "candidates": CANDIDATES * 800}
-    for name in ("history", "recent_items"):
-        tensors |= {name: ids, name.replace("items", "").rstrip("_") + "_timestamps": list(range(100_000))}
+    for name, times in TIMES.items():
+        tensors |= {name: ids, times: list(range(100_000))}
     inputs = [{"name": name, "shape": [len(data)], "datatype": "INT64", "data": data} for name, data in tensors.items()]
     client = serve(cache)
     answer = client.post("/v2/models/lrea/infer", json={"inputs": inputs})
