@@ -10,6 +10,7 @@ from service.inference_protocol.schemas import InferRequest, ProtocolError
 from service.openapi import json_body, schema_content
 
 PARAMETERS = {"model_name": "always lrea", "model_version": "model_id of the active model; any other is not found"}
+RAW = {wire.BINARY: {"schema": {"type": "string", "format": "binary"}}}  # JSON, then raw tensors
 HEADER = {
     "name": wire.HEADER_LENGTH,
     "in": "header",
@@ -28,7 +29,7 @@ def path_parameters(path: str) -> dict[str, Any]:
 def infer(path: str) -> dict[str, Any]:
     """`openapi_extra` of the route that infers: a body of JSON, or of JSON and raw tensors."""
     body = json_body(InferRequest)
-    body["requestBody"]["content"][wire.BINARY] = {"schema": {"type": "string", "format": "binary"}}
+    body["requestBody"]["content"] |= RAW
     return {"parameters": [*path_parameters(path)["parameters"], HEADER], **body}
 
 

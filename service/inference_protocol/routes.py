@@ -15,7 +15,7 @@ from service.follow import ModelFollower
 from service.health import Health
 from service.inference_protocol import model as served
 from service.inference_protocol import wire
-from service.inference_protocol.documentation import error_responses, infer, path_parameters
+from service.inference_protocol.documentation import RAW, error_responses, infer, path_parameters
 from service.inference_protocol.schemas import (
     MAX_INPUTS,
     IndexEntry,
@@ -110,7 +110,10 @@ class InferenceProtocol:
             self.infer,
             methods=["POST"],
             summary="Score one user's candidates",
-            responses={200: {"model": InferResponse}, **error_responses((400, 404, 413, 415, 500, 504))},
+            responses={
+                200: {"model": InferResponse, "content": RAW},
+                **error_responses((400, 404, 413, 415, 500, 504)),
+            },
             openapi_extra=infer(path + "/infer"),
         )
 
