@@ -76,18 +76,26 @@ class Catalogue:
         """Names of the item features, in the order of their codes."""
         return tuple(self.features)
 
-    def encode(self, ids: Sequence[Id], features: Mapping[str, Sequence[Id | None]] | None = None) -> Items:
+    def encode(self, ids: Sequence[Id] | Int64s, features: Mapping[str, Sequence[Id | None]] | None = None) -> Items:
         """Encode item ids, int64 [n] on the CPU; an item that is not known has row 1 and no features.
 
+        ids: those in an array are encoded without a Python object for each.
         features: values that replace the catalogue's, column -> one value per id (None: missing).
         Raises ValueError for ids or values of another type, an unknown column, or a column of another length.
         """
-        items = self.items_of(*self.items.encode(ids))
+        items = self.items_of(*self._encode_ids(ids))
         for column, values in (features or {}).items():
             index = self._column_index(column, len(values), len(ids))
             codes, hashes = _encode_column(column, self.features[column], values)
             items.codes[:, index], items.hashes[:, 1 + index] = torch.from_numpy(codes), torch.from_numpy(hashes)
         return items
+
+    def _encode_ids(self, ids: Sequence[Id] | Int64s) -> tuple[Int64s, Int64s]:
+        if not isinstance(ids, np.ndarray):
+            return self.items.encode(ids)
+        if self.item_kind != "int":
+            raise ValueError("found an array of integers, wanted strings: send them as that type")
+        return self.items.encode_integers(ids, np.zeros(len(ids), dtype=np.bool_))
 
     def items_of(self, rows: Int64s, id_hashes: Int64s) -> Items:
         """Items of these vocabulary rows, int64 [n] on the CPU, with the catalogue's features and their ids' hashes."""

@@ -15,10 +15,12 @@ from service.batcher import Batcher
 from service.direct import Direct
 from service.follow import ModelFollower
 from service.health import Health
+from service.inference_protocol.routes import InferenceProtocol
 from service.information import Information
 from service.metrics import Metrics
 from service.observe import Observe
 from service.prepare import ScoringJob
+from service.score_routes import ScoreRoutes
 from service.scorer import Score
 from service.scoring import Scoring, ScoringLimits
 from service.store import Store
@@ -64,12 +66,14 @@ def create_app(
         redirect_slashes=False,
     )
     scoring = Scoring(follower, batcher, parse_executor, encode_executor, metrics, limits)
-    app.include_router(scoring.router())
+    routes, protocol = ScoreRoutes(scoring), InferenceProtocol(scoring, follower, health, app.version)
+    app.include_router(routes.router())
+    app.include_router(protocol.router())
     app.include_router(Information(follower, store, metrics, health).router())
     _add_documentation(app)
     problems.install(app)
     app.add_middleware(Observe, metrics=metrics)
-    return Direct(app, {"/v1/score": scoring.score, "/v1/score/batch": scoring.score_batch}, metrics)
+    return Direct(app, [*routes.hot(), *protocol.hot()], metrics)
 
 
 def _add_documentation(app: FastAPI) -> None:

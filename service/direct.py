@@ -5,7 +5,8 @@ through the application; every other request goes to the application, where thes
 for other methods.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,15 +16,22 @@ from service import problems
 from service.metrics import Metrics
 from service.observe import Observe
 
-Handler = Callable[[Request], Awaitable[Response]]
+
+class HotRoute(NamedTuple):
+    """A path as a caller sends it, and as the application's router would have matched it."""
+
+    path: str
+    route: str  # with its parameters' names: the metrics' label
+    handler: Callable[[Request], Awaitable[Response]]
+    parameters: Mapping[str, str] = {}
 
 
 class Direct:
-    """ASGI: `handlers` by path, and `app` for everything else."""
+    """ASGI: the handlers of `routes`, and `app` for everything else."""
 
-    def __init__(self, app: ASGIApp, handlers: Mapping[str, Handler], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, routes: Iterable[HotRoute], metrics: Metrics) -> None:
         self._app = app
-        self._observed = {path: Observe(_Endpoint(path, handler), metrics) for path, handler in handlers.items()}
+        self._observed = {each.path: Observe(_Endpoint(each), metrics) for each in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app: ASGIApp = self._app
@@ -35,15 +43,16 @@ class Direct:
 class _Endpoint:
     """ASGI around one handler."""
 
-    def __init__(self, path: str, handler: Handler) -> None:
-        self.path = path
-        self._handler = handler
+    def __init__(self, hot: HotRoute) -> None:
+        self.path = hot.route
+        self._hot = hot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = self  # where the router would name it, for the metrics
+        scope["path_params"] = dict(self._hot.parameters)
         request = Request(scope, receive)
         try:
-            response = await self._handler(request)
+            response = await self._hot.handler(request)
         except Exception as error:
             response = await problems.answer(request, error)
         await response(scope, receive, send)

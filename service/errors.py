@@ -5,6 +5,7 @@ ServiceError                 a problem that is told to the client, with its stat
   InvalidRequest       422   the body is JSON, but not a request that this model can answer
   BodyTooLarge         413
   UnsupportedMediaType 415
+  ModelNotFound        404   the inference protocol was asked for another model or version than the active one
   UserNotFound         404   the store was asked and has no such record
   StoreNotAnswering    503   the store could not be asked
   DeadlineExceeded     504
@@ -66,6 +67,10 @@ class BodyTooLarge(ServiceError):
 
 class UnsupportedMediaType(ServiceError):
     status, kind, title = 415, "unsupported-media-type", "The body is not of a type that this service reads"
+
+
+class ModelNotFound(ServiceError):
+    status, kind, title = 404, "model-not-found", "There is no such model here"
 
 
 class UserNotFound(ServiceError):

@@ -18,6 +18,7 @@ from service.health import Health
 from service.metrics import Metrics
 from service.openapi import path_parameter, problem_responses
 from service.prepare import user_mistakes
+from service.readiness import readiness
 from service.schemas import LiveResponse, ModelResponse, ReadyResponse, UserResponse
 from service.scorer import decode_record
 from service.store import Store
@@ -114,15 +115,9 @@ class Information:
         return _json(LiveResponse(status="dead"), 503) if self._health.dead else _json(LiveResponse(status="alive"))
 
     async def readyz(self) -> Response:
-        """A store that is down makes scores worse, and no other replica's better: it stays ready and says so."""
-        degraded = self._follower.degraded()
-        if self._health.dead:
-            return _json(ReadyResponse(status="dead", degraded=degraded), 503)
-        if self._health.draining:
-            return _json(ReadyResponse(status="draining", degraded=degraded), 503)
-        if not self._follower.ready:
-            return _json(ReadyResponse(status="starting", degraded=degraded), 503)
-        return _json(ReadyResponse(status="ready", degraded=degraded))
+        status = readiness(self._follower, self._health)
+        answer = ReadyResponse(status=status, degraded=self._follower.degraded())
+        return _json(answer, 200 if status == "ready" else 503)
 
     async def metrics(self) -> Response:
         self._metrics.store_up.set(self._store.trouble is None)

@@ -9,17 +9,22 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.inference_protocol.schemas import InferRequest, ProtocolError
 from service.problems import MEDIA_TYPE
 from service.schemas import BatchRequest, Problem, ScoreRequest
 
 REF = "#/components/schemas/{model}"
-READ_BY_HANDLERS: tuple[type[BaseModel], ...] = (ScoreRequest, BatchRequest, Problem)
+NAMED_BY_HANDLERS: tuple[type[BaseModel], ...] = (ScoreRequest, BatchRequest, Problem, InferRequest, ProtocolError)
 
 
 def json_body(schema: type[BaseModel]) -> dict[str, Any]:
     """`openapi_extra` of a route that reads a body of `schema`."""
-    content = {"application/json": {"schema": {"$ref": REF.format(model=schema.__name__)}}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": True, "content": {"application/json": schema_content(schema)}}}
+
+
+def schema_content(schema: type[BaseModel]) -> dict[str, Any]:
+    """What a media type's content is, by reference."""
+    return {"schema": {"$ref": REF.format(model=schema.__name__)}}
 
 
 def path_parameter(name: str, description: str) -> dict[str, Any]:
@@ -30,7 +35,7 @@ def path_parameter(name: str, description: str) -> dict[str, Any]:
 
 def problem_responses(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route for its failures."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model=Problem.__name__)}}}
+    content = {MEDIA_TYPE: schema_content(Problem)}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
@@ -39,6 +44,6 @@ def document(app: FastAPI) -> dict[str, Any]:
     result = get_openapi(
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
     )
-    _, definitions = models_json_schema([(schema, "validation") for schema in READ_BY_HANDLERS], ref_template=REF)
+    _, definitions = models_json_schema([(schema, "validation") for schema in NAMED_BY_HANDLERS], ref_template=REF)
     result.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
     return result

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.errors import MAX_ERRORS, FieldError, ServiceError
+from service.inference_protocol.errors import in_protocol, protocol_error
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -27,7 +28,9 @@ def problem_response(
     errors: tuple[FieldError, ...] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """One problem document. Of `errors`, the first MAX_ERRORS are told."""
+    """One problem document, or what the inference protocol has for one. Of `errors`, the first MAX_ERRORS are told."""
+    if in_protocol(request.url.path):
+        return protocol_error(status, detail or title, errors[:MAX_ERRORS], headers)
     document: dict[str, Any] = {
         "type": f"urn:lrea:problem:{kind}",
         "title": title,

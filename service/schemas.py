@@ -15,7 +15,7 @@ T = TypeVar("T")
 MAX_COLUMNS = 256
 
 
-class _Says:
+class Says:
     """One message for a union, in place of one per branch: a wrong id is one mistake, not two."""
 
     def __init__(self, message: str) -> None:
@@ -28,10 +28,8 @@ class _Says:
 
 
 _Int64 = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]
-_AnyId = Annotated[
-    _Int64 | Annotated[str, Field(min_length=1)], _Says("must be a 64-bit integer or a non-empty string")
-]
-_Category = Annotated[_Int64 | str | None, _Says("must be a 64-bit integer, a string or null")]
+_AnyId = Annotated[_Int64 | Annotated[str, Field(min_length=1)], Says("must be a 64-bit integer or a non-empty string")]
+_Category = Annotated[_Int64 | str | None, Says("must be a 64-bit integer, a string or null")]
 
 
 class _Strict(BaseModel):
@@ -55,7 +53,7 @@ def _let_others_run(value: T) -> T:
 
 _Row = Annotated[
     _AnyId | Annotated[Behaviour, AfterValidator(_let_others_run)],
-    _Says("must be an item id, or an object with item_id and timestamp"),
+    Says("must be an item id, or an object with item_id and timestamp"),
 ]
 
 

@@ -1,6 +1,6 @@
 """Medians of interleaved runs: machines are shared and drift, so what is compared is run in turns.
 
-The clock is the thread's own CPU time: everything here computes on one thread and waits for nothing, and what a neighbour
+The clock is the thread's own CPU time: all here computes on one thread and waits for nothing, and what a neighbour
 takes from it is not counted.
 """
 

@@ -133,6 +133,17 @@ def test_items_carry_their_row_features_and_hashes() -> None:
     assert encoded.hashes.tolist() == expected
 
 
+def test_ids_in_an_array_are_encoded_as_those_in_a_list() -> None:
+    ids, features = [20, 99, INT64_MIN, 10], {"colour": ["blue", None, "green", "red"]}
+    for given_features in (None, features):
+        wanted, found = (catalogue().encode(form, given_features) for form in (ids, np.array(ids)))
+        for wanted_tensor, found_tensor in zip(wanted, found, strict=True):
+            assert found_tensor.tolist() == wanted_tensor.tolist()
+    texts_only = Catalogue(of("string", ["a"], seed=1), {}, np.zeros((3, 0), np.int64))
+    with pytest.raises(ValueError, match="found an array of integers, wanted strings"):
+        texts_only.encode(np.array([1]))
+
+
 def test_given_features_replace_the_catalogue_s() -> None:
     encoded = catalogue().encode([99, 10, 10], {"colour": ["blue", None, "green"]})
     assert encoded.codes.tolist() == [[2], [MISSING], [UNKNOWN]]

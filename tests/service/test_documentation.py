@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from model.cache_format import Reason
 from service import errors, schemas
+from service.inference_protocol import schemas as protocol_schemas
 from service.metrics import STAGES, Metrics
 from service.scorer import DEGRADED_BY_RECORD
 from service.settings import Settings
@@ -24,8 +25,9 @@ USER = user_id("int", 1)
 GOOD = {"user_id": USER, "candidates": [item_id("int", 1), item_id("int", 2)]}
 MODELS = [
     model
-    for model in vars(schemas).values()
-    if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == schemas.__name__
+    for module in (schemas, protocol_schemas)
+    for model in vars(module).values()
+    if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == module.__name__
     if model.model_fields
 ]
 

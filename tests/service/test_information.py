@@ -121,5 +121,14 @@ def test_a_batcher_that_died_fails_the_probes(
     assert (answer.status_code, answer.json()) == (503, {"status": "dead"})
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (503, "dead")
+    for path, said in {
+        "/v2/health/live": {"live": False},
+        "/v2/health/ready": {"ready": False},
+        "/v2/models/lrea/ready": {"name": "lrea", "ready": False},
+    }.items():
+        answer = client.get(path)
+        assert (answer.status_code, answer.json()) == (503, said)
+    [entry] = client.post("/v2/repository/index").json()
+    assert (entry["state"], entry["reason"]) == ("UNAVAILABLE", "dead")
     assert "the batcher ended, and /livez fails from now on: restart the service" in caplog.text
     assert "ZeroDivisionError" in caplog.text

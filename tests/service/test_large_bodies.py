@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.body import INLINE_BYTES, Size, measure
+from service.inference_protocol.tensors import TIMES
 from tests.service.cache import Cache, logit
 from tests.service.conftest import Serve
 from tests.tiny import ITEMS, item_id, user_id
@@ -55,6 +56,31 @@ HOSTILE = {
 }
 
 
+def _tensors(data: str, more: str = "") -> bytes:
+    tensor = f'"name": "candidates", "shape": [5], "datatype": "INT64", "data": [{data}]{more}'
+    return f'{{"inputs": [{{{tensor}}}]}}'.encode()
+
+
+def _many(element: str, count: int) -> str:
+    return ",".join([element] * count)
+
+
+HOSTILE_TENSORS = {
+    "empty lists": _tensors(_many("[]", 290_000)),
+    "empty objects": _tensors(_many("{}", 600_000)),
+    "objects in objects": _tensors(_many('{"a":{}}', 290_000)),
+    "nulls": _tensors(_many("null", 600_000)),
+    "integers": _tensors(_many("1", 600_000)),
+    "strings": _tensors(_many('"a"', 600_000)),
+    "a long name": _tensors("1").replace(b"candidates", b"a" * 8_000_000),
+    "a long shape": _tensors("1").replace(b"[5]", f"[{_many('1', 600_000)}]".encode()),
+    "inputs": f'{{"inputs": [{_many("{}", 600_000)}]}}'.encode(),
+    "outputs": _tensors("1")[:-1] + f', "outputs": [{_many("{}", 600_000)}]}}'.encode(),
+    "parameters": _tensors("1")[:-1] + f', "parameters": {{{_members("1", 290_000)}}}}}'.encode(),
+    "parameters of an input": _tensors("1", f', "parameters": {{{_members("1", 290_000)}}}'),
+}
+
+
 async def _poll(client: httpx.AsyncClient, until: "asyncio.Task[Any]", waits: list[float]) -> None:
     """Ask as neighbours do, over and over, until the task is done."""
     while not until.done():
@@ -66,10 +92,12 @@ async def _poll(client: httpx.AsyncClient, until: "asyncio.Task[Any]", waits: li
         await asyncio.sleep(0.001)
 
 
-async def _send_beside_a_neighbour(base_url: httpx.URL, path: str, body: bytes) -> tuple[httpx.Response, list[float]]:
+async def _send_beside_a_neighbour(
+    base_url: httpx.URL, path: str, body: bytes, **more: str
+) -> tuple[httpx.Response, list[float]]:
     """The answer, and how long each of the neighbour's requests took meanwhile."""
     waits: list[float] = []
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json"} | more
     async with (
         httpx.AsyncClient(base_url=base_url, timeout=60) as client,
         httpx.AsyncClient(base_url=base_url, timeout=60) as neighbour,
@@ -89,6 +117,52 @@ async def test_hostile_bodies_are_refused_while_neighbours_are_answered(cache: C
         assert len(answer.content) < 10_000, name
         assert len(waits) >= 2, name
         assert max(waits) < LONGEST_WAIT_S, (name, sorted(waits)[-3:])
+
+
+async def test_hostile_tensors_are_refused_while_neighbours_are_answered(cache: Cache, serve: Serve) -> None:
+    cache.publish({USER: HISTORY})
+    base_url = serve(cache).base_url
+    for name, text in HOSTILE_TENSORS.items():
+        assert INLINE_BYTES < len(text) <= 8_388_608, name
+        answer, waits = await _send_beside_a_neighbour(base_url, "/v2/models/lrea/infer", text)
+        assert (answer.status_code, list(answer.json())) == (400, ["error"]), name
+        assert len(answer.content) < 10_000, name
+        assert max(waits) < LONGEST_WAIT_S, (name, sorted(waits)[-3:])
+
+
+async def test_columns_of_empty_texts_are_refused_while_neighbours_are_answered(cache: Cache, serve: Serve) -> None:
+    """Two million texts in 8 MB, each no more than its length."""
+    cache.publish({USER: HISTORY})
+    columns = [
+        {"name": f"context.{number}", "shape": [4000], "datatype": "BYTES", "parameters": {"binary_data_size": 16_000}}
+        for number in range(500)
+    ]
+    text = json.dumps({"inputs": columns}).encode()
+    answer, waits = await _send_beside_a_neighbour(
+        serve(cache).base_url,
+        "/v2/models/lrea/infer",
+        text + bytes(500 * 16_000),
+        **{"inference-header-content-length": str(len(text))},
+    )
+    assert answer.status_code == 400
+    assert max(waits) < LONGEST_WAIT_S
+
+
+async def test_the_longest_history_is_scored_from_tensors(cache: Cache, serve: Serve) -> None:
+    """JSON of all elements that the limits allow, with a time for each."""
+    cache.publish({USER: HISTORY})
+    ids = [random.Random(1).choice(HISTORY) for _ in range(100_000)]
+    tensors = {"user_id": [USER], "candidates": CANDIDATES * 800}
+    for name, times in TIMES.items():
+        tensors |= {name: ids, times: list(range(100_000))}
+    inputs = [{"name": name, "shape": [len(data)], "datatype": "INT64", "data": data} for name, data in tensors.items()]
+    client = serve(cache)
+    answer = client.post("/v2/models/lrea/infer", json={"inputs": inputs})
+    assert answer.status_code == 200, answer.text
+    scores, user_state = answer.json()["outputs"][:2]
+    assert user_state["data"] == ["recomputed"]
+    wanted = cache.logits_of_history(ids + ids, CANDIDATES)
+    np.testing.assert_allclose(logit(scores["data"][: len(CANDIDATES)]), wanted, rtol=0, atol=1e-4)
 
 
 async def test_the_longest_history_is_scored_while_neighbours_are_answered(cache: Cache, serve: Serve) -> None:
