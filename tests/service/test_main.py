@@ -6,9 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -24,13 +25,21 @@ USER = user_id("int", 1)
 
 @contextmanager
 def process(**settings: object) -> Iterator[subprocess.Popen[str]]:
+    with process_of([], settings) as started:
+        yield started
+
+
+@contextmanager
+def process_of(
+    options: Sequence[str], settings: Mapping[str, object], log: IO[str] | int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     variables = {f"LREA_{name.upper()}": str(value) for name, value in settings.items()}
     started = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "service"],
+        [sys.executable, "-W", "error", "-m", "service", *options],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=log,
         text=True,
     )
     try:
