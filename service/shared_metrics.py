@@ -6,6 +6,7 @@ ended, and no file is added by a restart.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Metric, values
@@ -24,14 +25,23 @@ class SharedRegistry(CollectorRegistry):
         """
         super().__init__()
         values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
-        self._files = MultiProcessCollector(None, path=str(folder))  # type: ignore[no-untyped-call]
+        self._folder = folder
 
     def collect(self) -> Iterable[Metric]:
         """Every metric that a worker has touched. Of the models shown, those that some worker serves now."""
-        for metric in self._files.collect():  # type: ignore[no-untyped-call]
+        for metric in MultiProcessCollector.merge(self._files()):  # type: ignore[no-untyped-call]
             if metric.name == "lrea_model_info":
                 metric.samples = [sample for sample in metric.samples if sample.value]
             yield metric
+
+    def _files(self) -> list[str]:
+        """The workers' files, but for one that a worker has only just made and that has no form yet."""
+        found = []
+        for path in self._folder.glob("*.db"):
+            with suppress(FileNotFoundError):  # the gauges of a worker that has ended just now
+                if path.stat().st_size:
+                    found.append(str(path))
+        return found
 
 
 def forget_gauges(folder: Path, number: int) -> None:

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -56,24 +56,31 @@ def supervise(
 
 
 @dataclass
+class BackOff:
+    """How long to wait before a worker is started again."""
+
+    failures: int = 0  # in a row
+
+    def next_s(self, served_s: float) -> float:
+        """0, 1, 2, 4, … 30 s, and from 0 again after one that `served_s` for a steady time."""
+        failures = 0 if served_s >= STEADY_S else self.failures
+        self.failures = failures + 1
+        return min(LONGEST_BACK_OFF_S, 2.0 ** min(failures - 1, 10)) if failures else 0.0
+
+
+@dataclass
 class _Slot:
     """A worker's number, whoever has it."""
 
     number: int
     process: WorkerProcess | None = None
-    restarts: int = 0
-    failures: int = 0  # in a row
+    starts: int = 0
+    back_off: BackOff = field(default_factory=BackOff)
     start_at: float = 0.0
 
     @property
     def serves(self) -> bool:
         return self.process is not None and self.process.serves
-
-    def back_off_s(self, served_s: float) -> float:
-        """How long to wait before the next start: 0, 1, 2, 4, … 30 s, from 0 again after a steady time."""
-        failures = 0 if served_s >= STEADY_S else self.failures
-        self.failures = failures + 1
-        return min(LONGEST_BACK_OFF_S, 2.0 ** (failures - 1)) if failures else 0.0
 
 
 class _Supervisor:
@@ -136,13 +143,13 @@ class _Supervisor:
         place = Place(
             number=slot.number,
             workers=len(self._slots),
-            replaces=slot.restarts > 0,
+            replaces=slot.starts > 0,
             listeners=[listener.fileno() for listener in self._listeners],
             lifeline=self._lifeline,
             metrics_folder=str(self._folder),
         )
         slot.process = WorkerProcess(place, self._command, self._environment)
-        slot.restarts += 1
+        slot.starts += 1
 
     def _ended(self, slot: _Slot, process: WorkerProcess, how: str) -> None:
         slot.process = None
@@ -154,7 +161,7 @@ class _Supervisor:
             self._fault = process.refusal or f"{process} {how} before it served: see its log above"
             self._stop(signal.SIGINT)
             return
-        back_off_s = slot.back_off_s(process.served_s)
+        back_off_s = slot.back_off.next_s(process.served_s)
         slot.start_at = time.monotonic() + back_off_s
         reason = f": {process.refusal}" if process.refusal else ""
         logger.error("%s %s%s; starting another in %.0f s", process, how, reason, back_off_s)
