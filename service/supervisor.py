@@ -52,7 +52,8 @@ def supervise(
         stack.callback(os.close, parents_end)
         stack.callback(os.close, lifeline)
         environment = {**environment, FOLDER_VARIABLE: str(folder)}
-        return _Supervisor(workers, listeners, command, environment, folder, lifeline, stop_s, hung_s).run(wait)
+        slots = [_Slot(number) for number in range(workers)]
+        return _Supervisor(slots, listeners, command, environment, folder, lifeline, stop_s, hung_s).run(wait)
 
 
 @dataclass
@@ -83,49 +84,39 @@ class _Slot:
         return self.process is not None and self.process.serves
 
 
+@dataclass
 class _Supervisor:
-    def __init__(
-        self,
-        workers: int,
-        listeners: Sequence[socket.socket],
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        folder: Path,
-        lifeline: int,
-        stop_s: float,
-        hung_s: float,
-    ) -> None:
-        self._slots = [_Slot(number) for number in range(workers)]
-        self._listeners = listeners
-        self._command = command
-        self._environment = environment
-        self._folder = folder
-        self._lifeline = lifeline
-        self._stop_s = stop_s
-        self._hung_s = hung_s
-        self._complete = False  # all have served once
-        self._stop_by: float | None = None
-        self._fault: str | None = None
-        self._status = 0
+    slots: Sequence[_Slot]
+    listeners: Sequence[socket.socket]
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+    lifeline: int
+    stop_s: float
+    hung_s: float
+    complete: bool = False  # all have served once
+    stop_by: float | None = None
+    fault: str | None = None
+    status: int = 0
 
     def run(self, wait: Wait) -> int:
         looked = time.monotonic()
-        while self._stop_by is None or any(slot.process for slot in self._slots):
+        while self.stop_by is None or any(slot.process for slot in self.slots):
             # Longer than a second between two looks, it is this process that stood still, or the whole machine.
             elapsed_s, looked = min(1.0, time.monotonic() - looked), time.monotonic()
-            for slot in self._slots:
+            for slot in self.slots:
                 self._look_after(slot, elapsed_s)
             self._look_at_all()
             for number in wait(TICK_S):
                 if number in (signal.SIGTERM, signal.SIGINT):
                     self._stop(number)
-        if self._fault is not None:
-            raise StartupError(self._fault)
-        return self._status
+        if self.fault is not None:
+            raise StartupError(self.fault)
+        return self.status
 
     def _look_after(self, slot: _Slot, elapsed_s: float) -> None:
         if slot.process is None:
-            if self._stop_by is None and time.monotonic() >= slot.start_at:
+            if self.stop_by is None and time.monotonic() >= slot.start_at:
                 self._start(slot)
             return
         how = slot.process.how_it_ended()
@@ -135,53 +126,59 @@ class _Supervisor:
             logger.info("%s serves", slot.process)
         if how is not None:
             self._ended(slot, slot.process, how)
-        elif slot.process.silent_s > self._hung_s:
+        elif slot.process.silent_s > self.hung_s:
             logger.error("%s has not answered for %.0f s: killing it", slot.process, slot.process.silent_s)
             slot.process.send(signal.SIGKILL)
 
     def _start(self, slot: _Slot) -> None:
         place = Place(
             number=slot.number,
-            workers=len(self._slots),
+            workers=len(self.slots),
             replaces=slot.starts > 0,
-            listeners=[listener.fileno() for listener in self._listeners],
-            lifeline=self._lifeline,
-            metrics_folder=str(self._folder),
+            listeners=[listener.fileno() for listener in self.listeners],
+            lifeline=self.lifeline,
+            metrics_folder=str(self.folder),
         )
-        slot.process = WorkerProcess(place, self._command, self._environment)
         slot.starts += 1
+        try:
+            slot.process = WorkerProcess(place, self.command, self.environment)
+        except OSError as error:  # no memory or no process left
+            self._start_another(slot, 0, f"worker {slot.number} was not started ({error})")
 
     def _ended(self, slot: _Slot, process: WorkerProcess, how: str) -> None:
         slot.process = None
         process.close()
-        forget_gauges(self._folder, slot.number)
-        if self._stop_by is not None:
+        forget_gauges(self.folder, slot.number)
+        if self.stop_by is not None:
             return
-        if not self._complete or not (process.serves or any(other.serves for other in self._slots)):
-            self._fault = process.refusal or f"{process} {how} before it served: see its log above"
+        what = f"{process} {how}" + (f": {process.refusal}" if process.refusal else "")
+        if not self.complete or not (process.serves or any(other.serves for other in self.slots)):
+            self.fault = process.refusal or f"{what} before all served, see its log above"
             self._stop(signal.SIGINT)
-            return
-        back_off_s = slot.back_off.next_s(process.served_s)
+        else:
+            self._start_another(slot, process.served_s, what)
+
+    def _start_another(self, slot: _Slot, served_s: float, what: str) -> None:
+        back_off_s = slot.back_off.next_s(served_s)
         slot.start_at = time.monotonic() + back_off_s
-        reason = f": {process.refusal}" if process.refusal else ""
-        logger.error("%s %s%s; starting another in %.0f s", process, how, reason, back_off_s)
+        logger.error("%s; starting another in %.0f s", what, back_off_s)
 
     def _look_at_all(self) -> None:
-        if not self._complete and all(slot.serves for slot in self._slots):
-            self._complete = True
-        if self._stop_by is not None and time.monotonic() > self._stop_by:
-            for process in filter(None, (slot.process for slot in self._slots)):
+        if not self.complete and all(slot.serves for slot in self.slots):
+            self.complete = True
+        if self.stop_by is not None and time.monotonic() > self.stop_by:
+            for process in filter(None, (slot.process for slot in self.slots)):
                 logger.error("%s has not stopped: killing it", process)
                 process.send(signal.SIGKILL)
-                self._status = 1
+                self.status = 1
 
     def _stop(self, number: int) -> None:
         """Pass the signal on, also a second one: it has a worker leave that drains."""
-        if self._stop_by is None:
-            self._stop_by = time.monotonic() + self._stop_s
-            for listener in self._listeners:  # else callers would wait in a queue from which nobody takes
+        if self.stop_by is None:
+            self.stop_by = time.monotonic() + self.stop_s
+            for listener in self.listeners:  # else callers would wait in a queue from which nobody takes
                 listener.close()
-        for process in filter(None, (slot.process for slot in self._slots)):
+        for process in filter(None, (slot.process for slot in self.slots)):
             process.send(number)
 
 

@@ -18,7 +18,7 @@ class WorkerProcess:
     """
 
     def __init__(self, place: Place, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """command: what comes before the argument that is the place."""
+        """command: what comes before the argument that is the place. Raises OSError if the system starts no process."""
         self.refusal: str | None = None
         self.silent_s = 0.0
         self._name = f"worker {place.number}"
@@ -30,6 +30,9 @@ class WorkerProcess:
             self._process = subprocess.Popen(
                 [*command, place.to_argument()], env=environment, pass_fds=place.files, process_group=0
             )
+        except OSError:
+            self._reports.close()
+            raise
         finally:
             os.close(write_end)
 

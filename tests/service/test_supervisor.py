@@ -74,7 +74,7 @@ def test_the_first_that_cannot_start_ends_all_with_its_message(tmp_path: Path) -
 
 
 def test_one_that_dies_before_it_served_ends_all(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match=r"worker 0 \(process \d+\) ended with status 3 before it served"):
+    with pytest.raises(StartupError, match=r"worker 0 \(process \d+\) ended with status 3 before all served"):
         run(tmp_path, "sys.exit(3)")
 
 
