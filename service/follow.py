@@ -59,6 +59,7 @@ class ModelFollower:
         self._refused: _Refusal | None = None
         self._reader = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         self._show()
+        self._show_store()
 
     def degraded(self) -> list[str]:
         """What is wrong while the service goes on answering."""
@@ -71,13 +72,18 @@ class ModelFollower:
         """Warm up, then poll until cancelled."""
         while True:
             try:
-                if not self.ready:
-                    await asyncio.to_thread(warm_up, self.current.bundle)
-                    self.ready = True
+                await self.warm_up()
                 await self.poll()
             except Exception:
                 logger.exception("following the store failed; trying again in %s s", self._poll_s)
+            self._show_store()
             await asyncio.sleep(self._poll_s)
+
+    async def warm_up(self) -> None:
+        """Make it `ready`, if it is not. Raises PublicationError for a model that cannot score."""
+        if not self.ready:
+            await asyncio.to_thread(warm_up, self.current.bundle)
+            self.ready = True
 
     async def poll(self) -> None:
         """Ask once what is published, and swap to it if it is new and can be served."""
@@ -139,6 +145,10 @@ class ModelFollower:
         model = self.current
         logger.info("serving model %s, generation %s, on %s", model.model_id, model.generation, model.device)
         self._metrics.show_model(model.model_id, model.generation, str(model.device))
+
+    def _show_store(self) -> None:
+        """Also without a scrape: of several workers, only one answers it."""
+        self._metrics.store_up.set(self._store.trouble is None)
 
 
 def warm_up(bundle: Bundle) -> None:

@@ -1,10 +1,13 @@
 """The service's Prometheus metrics, in one place. The registry is an argument, so that every test has its own.
 
 docs/service.md lists them all; a test holds the two together. `@histogram.time()` on an async function times only the
-making of the coroutine: time with `with` blocks.
+making of the coroutine: time with `with` blocks. Every gauge says with `multiprocess_mode` what several workers' values
+are together (shared_metrics.py), and is set also without a scrape, which only one of them answers.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from service.shared_metrics import SharedRegistry
 
 # Prometheus' own buckets start at 5 ms, where most of our answers are already out.
 SECONDS = (
@@ -66,13 +69,31 @@ class Metrics:
             "lrea_refused_publications_total", "Publications not adopted: the old one stays", registry=registry
         )
         self.model_info = Gauge(
-            "lrea_model_info", "What is served (always 1)", ["model_id", "generation", "device"], registry=registry
+            "lrea_model_info",
+            "What is served (always 1)",
+            ["model_id", "generation", "device"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
-        self.store_up = Gauge("lrea_store_up", "1 when the store answered the last question", registry=registry)
+        self._shown_model: Gauge | None = None
+        self.store_up = Gauge(
+            "lrea_store_up",
+            "1 when the store answered the last question",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.worker_restarts = Counter(
+            "lrea_worker_restarts_total", "Workers started in place of one that ended", registry=registry
+        )
         for stage in STAGES:
             self.stage_seconds.labels(stage)
 
     def show_model(self, model_id: str, generation: str | None, device: str) -> None:
         """Make this the one labelled model."""
-        self.model_info.clear()
-        self.model_info.labels(model_id, generation or "", device).set(1)
+        before = self._shown_model
+        if not isinstance(self.registry, SharedRegistry):
+            self.model_info.clear()
+        self._shown_model = self.model_info.labels(model_id, generation or "", device)
+        self._shown_model.set(1)
+        if before is not None and before is not self._shown_model:
+            before.set(0)  # the workers' files forget no label: SharedRegistry leaves zeros out

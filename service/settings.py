@@ -30,10 +30,13 @@ class Settings(BaseSettings):
     model_id: str | None = Field(None, description="what to serve while the store names nothing")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    workers: int = Field(1, ge=1, le=256, description="processes that share the port, each with a model of its own")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto: cuda where there is one"
     )
-    torch_threads: int = Field(0, ge=0, description="CPU threads of one forward; 0 leaves the choice to torch")
+    torch_threads: int = Field(
+        0, ge=0, description="CPU threads of one forward; 0: as many as torch takes, shared out among the workers"
+    )
     max_candidates: int = Field(4000, ge=1, description="most candidates in one request")
     max_history: int = Field(100_000, ge=1, description="most rows in one request's history, and in its recent_items")
     max_batch_requests: int = Field(64, ge=1, description="most requests in one forward, and in one /v1/score/batch")

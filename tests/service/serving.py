@@ -12,7 +12,7 @@ import httpx
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from service.__main__ import Server, compose
+from service.serve import Server, compose
 from service.settings import Settings
 from tests.conftest import free_port
 

@@ -6,9 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -24,13 +25,24 @@ USER = user_id("int", 1)
 
 @contextmanager
 def process(**settings: object) -> Iterator[subprocess.Popen[str]]:
+    with process_of([], settings) as started:
+        yield started
+
+
+@contextmanager
+def process_of(
+    options: Sequence[str],
+    settings: Mapping[str, object],
+    log: IO[str] | int = subprocess.PIPE,
+    program: Sequence[str] = ("-m", "service"),
+) -> Iterator[subprocess.Popen[str]]:
     variables = {f"LREA_{name.upper()}": str(value) for name, value in settings.items()}
     started = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "service"],
+        [sys.executable, "-W", "error", *program, *options],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=log,
         text=True,
     )
     try:
@@ -112,3 +124,24 @@ def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(cache: Cache) -> 
     assert service.returncode == 1
     assert f"cannot start: cannot listen on 127.0.0.1:{port} (" in log
     assert "serving model" not in log
+
+
+def test_a_signal_ends_it_while_it_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent_store:
+        url = f"redis://127.0.0.1:{silent_store.getsockname()[1]}/0"
+        with process(store_url=url, bundles_dir=tmp_path, port=free_port(), store_timeout_ms=50_000) as service:
+            silent_store.settimeout(40)
+            connection, _ = silent_store.accept()
+            with connection:
+                service.send_signal(signal.SIGTERM)
+                output, log = service.communicate(timeout=15)
+    assert (service.returncode, output) == (0, "")
+    assert "Traceback" not in log
+
+
+def test_help_says_where_the_settings_are() -> None:
+    with process_of(["--help"], {}) as service:
+        output, _ = service.communicate(timeout=50)
+    assert service.returncode == 0
+    assert "--workers" in output
+    assert "docs/service.md" in output

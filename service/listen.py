@@ -1,0 +1,44 @@
+"""The address to listen on: whether it is free, and one socket on it that several processes share.
+
+Shared, and not one socket per process on the same port (SO_REUSEPORT): there the kernel deals connections out by a hash
+of the caller's address, to busy processes as to idle ones, and resets those that wait in the queue of one that ends.
+From a shared queue, whoever has time takes the next, and what an ended process did not take, another one does.
+"""
+
+import socket
+
+from service.errors import StartupError
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise StartupError if nobody can listen there; asked before a model is loaded for nothing."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server((host, port), family=family):
+            pass
+    except OSError as error:
+        raise _refused(host, port, error) from error
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address that the host's name has. They are bound and do not listen yet: until a process does,
+    callers are refused, as they are by a process that is not there. Raises StartupError."""
+    listeners: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise _refused(host, port, error) from error
+    return listeners
+
+
+def _refused(host: str, port: int, error: OSError) -> StartupError:
+    return StartupError(f"cannot listen on {host}:{port} ({error.strerror}): set LREA_HOST and LREA_PORT")
