@@ -30,6 +30,7 @@ from service.scorer import Score, Scorer
 from service.scoring import ScoringLimits
 from service.settings import Settings
 from service.store import Store
+from service.tasks import await_or_end
 
 
 class Server(uvicorn.Server):
@@ -90,7 +91,8 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
     async with AsyncExitStack() as stack:
         store = Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3)
         stack.push_async_callback(store.close)
-        model = await choose(store, settings.bundles_dir, settings.model_id, _device(settings))
+        # A signal that comes while the store is asked must end it, whatever redis-py awaits.
+        model = await await_or_end(choose(store, settings.bundles_dir, settings.model_id, _device(settings)))
         # One thread each, so that a forward never waits until thousands of ids of later requests are looked up, nor
         # a request of usual size until a large body is read.
         parse_executor = stack.enter_context(ThreadPoolExecutor(1, "parse"))

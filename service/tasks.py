@@ -1,12 +1,25 @@
 """Ending background tasks for certain."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 AGAIN_S = 0.1
 
 
-async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def await_or_end(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, in a task of its own: when this is cancelled it ends for certain (see `end_tasks`)."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        await end_tasks([task])
+        raise
+    return task.result()
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel each task until it has ended, whatever it ends with.
 
     Once is not enough: before Python 3.12 `asyncio.wait_for` drops a cancellation that comes as its future is done
