@@ -24,6 +24,7 @@ from torch import Tensor
 
 from model.attention.block_slots import BlockSlots
 from model.attention.din import SUM_SCALE
+from model.attention.fused_head import fused_absorbed_UKd, takes_fused_head
 from model.attention.interface import Embedded, LongAttention
 from model.attention.learned_slots import LearnedSlots
 from model.attention.scorer import PairScorer
@@ -87,6 +88,8 @@ class LreaAttention(LongAttention):
 
     def absorbed(self, candidates_UKd: Tensor, slots: UserSlots) -> Tensor:
         """The served form (Eq. 9): the interest of each candidate [U, K, d] in its user's slots."""
+        if takes_fused_head(candidates_UKd, self.scorer):
+            return fused_absorbed_UKd(candidates_UKd, slots, self.scorer)
         one_request_on_cpu = len(candidates_UKd) == 1 and candidates_UKd.device.type == "cpu"
         if torch.is_grad_enabled() or not one_request_on_cpu:
             return self._absorbed(candidates_UKd, slots)
