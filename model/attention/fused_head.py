@@ -80,8 +80,7 @@ def fused_absorbed(
     )
     if tiling is None:
         tiling = choose_tiling(users, longest, rank, max(width, len(out_h)), arithmetic, _processors(device))
-    rows, warps, splits = tiling
-    tiles, slots_per_split = _parts(longest, rows), _parts(rank, splits)
+    splits, tiles, slots_per_split = tiling.splits, _parts(longest, tiling.rows), _parts(rank, tiling.splits)
     interest_SNd = torch.empty((splits, total, width), dtype=torch.float32, device=device)
     kernel.absorbed_kernel[(users * tiles, splits)](
         candidates_Nd.detach().contiguous(),
@@ -99,14 +98,8 @@ def fused_absorbed(
         len(out_h),
         tiles,
         slots_per_split,
-        NEGATIVE_SLOPE=NEGATIVE_SLOPE,
-        ROWS=rows,
-        WIDTH=_padded(width),
-        HEAD_WIDTH=_padded(len(out_h)),
-        PRECISION=_PRECISIONS[arithmetic],
-        BFLOAT16=arithmetic == "bfloat16",
-        INTERPRETED=kernel.INTERPRETED,
-        num_warps=warps,
+        **constants_of(arithmetic, tiling, width, len(out_h), interpreted=kernel.INTERPRETED),
+        num_warps=tiling.warps,
     )
     return interest_SNd[0] if splits == 1 else interest_SNd.sum(0)
 
@@ -153,6 +146,21 @@ def choose_tiling(users: int, longest: int, rank: int, widest: int, arithmetic: 
     wanted = _parts(processors * _PROGRAMS_PER_PROCESSOR, users * _parts(longest, rows))
     splits = max(1, min(wanted, rank // _FEWEST_SLOTS))
     return Tiling(rows, most_warps if rows == most_rows else 4, splits=_parts(rank, _parts(rank, splits)))
+
+
+def constants_of(
+    arithmetic: Arithmetic, tiling: Tiling, width: int, head_width: int, *, interpreted: bool
+) -> dict[str, Any]:
+    """What the kernel is compiled for, by the kernel's names."""
+    return {
+        "NEGATIVE_SLOPE": NEGATIVE_SLOPE,
+        "ROWS": tiling.rows,
+        "WIDTH": _padded(width),
+        "HEAD_WIDTH": _padded(head_width),
+        "PRECISION": _PRECISIONS[arithmetic],
+        "BFLOAT16": arithmetic == "bfloat16",
+        "INTERPRETED": interpreted,
+    }
 
 
 def _check_shapes(
