@@ -114,11 +114,14 @@ def fused_absorbed_UKd(candidates_UKd: Tensor, slots: UserSlots, scorer: PairSco
 
 
 def takes_fused_head(candidates: Tensor, scorer: PairScorer) -> bool:
-    """Whether the fused head serves these: CUDA tensors without gradients, widths that fit, and a Triton that works.
+    """Whether the fused head serves these: float32 on CUDA without gradients, widths that fit, a Triton that works.
 
-    Triton is tried once per process, device and shape; why it does not serve is logged once, at INFO.
+    Triton is tried once per process, device and widths; why it does not serve is logged once, at INFO. What torch
+    compiles or exports keeps the eager form, which it sees through.
     """
-    if candidates.device.type != "cuda" or torch.is_grad_enabled():
+    if candidates.device.type != "cuda" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if candidates.dtype != torch.float32:
         return False
     return why_not_fused(candidates.device, *scorer.product.shape) is None
 
