@@ -1,5 +1,6 @@
-"""The GPU benchmark where there is no GPU: it checks the kernel and says that nothing was timed; its bound is counted."""
+"""The GPU benchmark where there is no GPU: it checks the kernel, says that nothing was timed; its bound is counted."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import orjson
 import pytest
 import torch
 
-from loadtest.bench_gpu import NOTHING_TIMED, all_right
+from loadtest.bench_gpu import NOTHING_TIMED, all_right, main
 from loadtest.gpu_ceilings import Ceilings, Work
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +63,8 @@ def test_bound_is_the_slowest_of_memory_products_and_the_rest(
 def test_only_a_kernel_that_ran_and_nobody_wrong_is_right(kernel: Any, other: Any, wanted: bool) -> None:
     rows = [{"contestant": "fused_float32", "right": kernel}, {"contestant": "compiled_gemm", "right": other}]
     assert all_right(rows) is wanted
+
+
+def test_every_option_is_documented() -> None:
+    text = (ROOT / "docs" / "fast-path.md").read_text()
+    assert [name for name in inspect.signature(main).parameters if f"`--{name}`" not in text] == []

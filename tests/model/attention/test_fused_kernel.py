@@ -19,14 +19,20 @@ SIZES = ("total", "rank", "width", "head_width", "tiles", "slots_per_split")
 ALIGNED = [["tt.divisibility", 16]]  # as Triton finds pointers of torch and widths of 32 when it is called
 
 
-def compiled(arithmetic: Arithmetic, width: int, capability: int) -> Any:
-    """The kernel for d = h = width as `fused_absorbed` would launch it for many candidates on that architecture."""
+def compiled(arithmetic: Arithmetic, width: int, capability: int, slots: str = "*fp32", ones: bool = False) -> Any:
+    """The kernel for d = h = width as `fused_absorbed` would launch it for many candidates on that architecture.
+
+    ones: every size is 1, which Triton takes for a constant.
+    """
     kernel = import_module("model.attention.fused_kernel").absorbed_kernel
     tiling = choose_tiling(64, 1_000, 128, width, arithmetic, processors=132)
-    constants = constants_of(arithmetic, tiling, width, width, interpreted=False)
+    constants = constants_of(arithmetic, tiling, width, width, interpreted=False) | dict.fromkeys(
+        SIZES if ones else (), 1
+    )
     types = {name: "constexpr" if name in constants else "*fp32" for name in kernel.arg_names}
-    types |= {**dict.fromkeys(SIZES, "i32"), "offsets_U1": "*i32"}
-    aligned = [name for name in types if types[name][0] == "*" or name in ("width", "head_width")]
+    types |= {"offsets_U1": "*i32", "keys_URd": slots, "values_URd": slots}
+    types |= {} if ones else dict.fromkeys(SIZES, "i32")
+    aligned = [name for name in types if types[name] == "i32" and "width" in name or types[name][0] == "*"]
     source = triton.compiler.ASTSource(
         fn=kernel,
         signature=types,
@@ -62,3 +68,9 @@ def test_tiles_of_the_default_width_stay_in_registers(
 def test_the_widest_head_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     assert compiled("float32", 128, 80).metadata.shared <= 99 * 1024  # of the smallest GPU of compute capability 8
+
+
+def test_stored_float16_and_sizes_of_one_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    assert "ld.global.b16" in compiled("bfloat16", 32, 80, slots="*fp16").asm["ptx"]
+    assert compiled("float32", 1, 80, ones=True).asm["cubin"]
