@@ -25,7 +25,9 @@ from model.attention.fused_head import (
     takes_fused_head,
     why_not_fused,
 )
+from model.attention.lrea import LreaAttention
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
+from model.attention.slots import UserSlots
 from tests.model.attention.fused_child import ARITHMETICS
 
 ROOT = Path(__file__).parents[3]
@@ -230,3 +232,15 @@ def test_why_it_does_not_serve_is_logged_once(caplog: pytest.LogCaptureFixture) 
     assert reason is not None
     assert "wanted cuda" in reason or "needs Triton" in reason
     assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU here")
+def test_lrea_on_a_gpu_takes_the_fused_head_and_scores_as_on_a_cpu() -> None:
+    attention, slots = LreaAttention(32, 32, 64, 13), UserSlots(torch.randn(3, 13, 32), torch.randn(3, 13, 32))
+    candidates_UKd = torch.randn(3, 100, 32)
+    with torch.no_grad():
+        wanted = attention.absorbed(candidates_UKd, slots)
+        on_gpu = attention.cuda()
+        assert takes_fused_head(candidates_UKd.cuda(), on_gpu.scorer)
+        found = on_gpu.absorbed(candidates_UKd.cuda(), UserSlots(*(each.cuda() for each in slots)))
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-5, atol=1e-5)

@@ -32,7 +32,7 @@ def compiled(arithmetic: Arithmetic, width: int, capability: int, slots: str = "
     types = {name: "constexpr" if name in constants else "*fp32" for name in kernel.arg_names}
     types |= {"offsets_U1": "*i32", "keys_URd": slots, "values_URd": slots}
     types |= {} if ones else dict.fromkeys(SIZES, "i32")
-    aligned = [name for name in types if types[name] == "i32" and "width" in name or types[name][0] == "*"]
+    aligned = [name for name in types if (types[name] == "i32" and "width" in name) or types[name][0] == "*"]
     source = triton.compiler.ASTSource(
         fn=kernel,
         signature=types,
