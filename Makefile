@@ -12,6 +12,7 @@ READY := $(VENV)/.ready
 LOCK_VENV := .venv-lock
 EXTRAS := demo,plots,ray,test,dev
 TORCH := 2.13.0
+TRITON := 3.7.1
 FEAST_VENV := .venv-feast
 FEAST := 0.67.0
 
@@ -24,7 +25,7 @@ LOADTEST_BUNDLES ?= .demo/bundles
 LOADTEST_USERS ?= 8
 LOADTEST_SECONDS ?= 30
 
-.PHONY: help setup demo serve test check bench bench-builder bench-feast format loadtest lock clean
+.PHONY: help setup demo serve test check bench bench-gpu bench-builder bench-feast format loadtest lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +61,9 @@ format: $(READY) ## rewrite the code as `make check` wants it
 bench: $(READY) ## measure the absorbed head beside what it replaces, about a minute
 	$(BIN)/python -m loadtest.bench
 
+bench-gpu: $(READY) ## measure the fused head beside a GPU's own ceilings; without a GPU, check it in Triton's interpreter
+	$(BIN)/python -m loadtest.bench_gpu
+
 bench-builder: $(READY) ## measure a cache build beside its parts, about ten minutes and 12 GB of memory
 	$(BIN)/python scripts/bench_builder.py --order grouped
 	$(BIN)/python scripts/bench_builder.py --order shuffled --loop 0
@@ -80,13 +84,14 @@ loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles,
 # A fresh environment, so that the lock holds what the extras need and nothing that was once tried out.
 # torch is named, for its newest release is not always the one that was measured. Its local version tag (+cpu, +cu130)
 # is dropped and so are the CUDA packages, which torch itself pins: each machine picks its own build of one release.
+# Triton is named too: tests need it beside a CPU build, and it has to be the one that torch's CUDA builds pin.
 lock: ## write requirements.lock anew from what pyproject.toml asks for
 	rm -rf $(LOCK_VENV)
 	$(PYTHON) -m venv $(LOCK_VENV)
-	$(LOCK_VENV)/bin/python -m pip install --quiet $(PIP_FLAGS) torch==$(TORCH) -e '.[$(EXTRAS)]'
+	$(LOCK_VENV)/bin/python -m pip install --quiet $(PIP_FLAGS) torch==$(TORCH) triton==$(TRITON) -e '.[$(EXTRAS)]'
 	{ echo '# Written by `make lock`: every dependency of .[$(EXTRAS)]; `make setup` takes it as constraints.'; \
 	  $(LOCK_VENV)/bin/python -m pip freeze --all --exclude-editable \
-	  | sed -E '/^(pip==|wheel==|nvidia-|cuda-|triton==)/d; s/\+[A-Za-z0-9.]+$$//'; } > requirements.lock.new
+	  | sed -E '/^(pip==|wheel==|nvidia-|cuda-)/d; s/\+[A-Za-z0-9.]+$$//'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 	rm -rf $(LOCK_VENV)
 

@@ -12,12 +12,15 @@ the request, f columns of the first product.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from model.attention.din import DinAttention
+from model.attention.fused_head import fused_absorbed, takes_fused_head
 from model.attention.lrea import LreaAttention
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
 from model.catalogue import Items
@@ -57,10 +60,8 @@ class ServingRanker:
     def score_many(self, requests: Sequence[ScoringInput]) -> list[Tensor]:
         """Logits float32 [B] of each request; one pass of the MLP for all of them."""
         sizes = [len(request.candidates.rows) for request in requests]
-        device = self._vectors_Id.device
-        inputs_Nf = torch.empty(sum(sizes), self._mlp.columns, device=device)
-        for request, rows_Bf in zip(requests, torch.split(inputs_Nf, sizes), strict=True):
-            self._fill(request, rows_Bf)
+        inputs_Nf = torch.empty(sum(sizes), self.columns, device=self._vectors_Id.device)
+        self._fill(requests, sizes, inputs_Nf)
         sides_UF = [torch.cat([request.user_codes, request.context_codes]) for request in requests]
         return list(torch.split(self._mlp(inputs_Nf, sides_UF, sizes), sizes))
 
@@ -68,22 +69,25 @@ class ServingRanker:
         """Logits float32 [B] of one request's candidates."""
         return self.score_many([request])[0]
 
-    def _fill(self, request: ScoringInput, rows_Bf: Tensor) -> None:
-        """One request's columns of the first product: those of `Ranker._mlp_input` without the side features."""
-        width, ranker, state = self.config.width, self.ranker, request.state
-        targets_Bd = self._vectors(request.candidates)
-        rows_Bf[:, :width] = targets_Bd
-        free = rows_Bf[:, width:]
+    def _fill(self, requests: Sequence[ScoringInput], sizes: Sequence[int], inputs_Nf: Tensor) -> None:
+        """The columns of the first product: those of `Ranker._mlp_input` without the side features."""
+        width, ranker = self.config.width, self.ranker
+        targets_Nd = torch.cat([self._vectors(request.candidates) for request in requests])
+        inputs_Nf[:, :width] = targets_Nd
+        free_Nf = inputs_Nf[:, width:]
         if isinstance(ranker.short, DinAttention):
-            window_Sd = self._vectors(request.short)
-            _attend(ranker.short.scorer, targets_Bd, window_Sd, window_Sd * ranker.short.scale, free)
-            free = free[:, 2 * width :]
+            windows = [self._vectors(request.short) for request in requests]
+            values = [window_Sd * ranker.short.scale for window_Sd in windows]
+            _attend(ranker.short.scorer, targets_Nd, sizes, windows, values, free_Nf)
+            free_Nf = free_Nf[:, 2 * width :]
         if isinstance(ranker.long, LreaAttention):
-            _attend(ranker.long.scorer, targets_Bd, state.keys_Rd, state.values_Rd, free)
-            free = free[:, 2 * width :]
+            keys, values = ([request.state[part] for request in requests] for part in (0, 1))
+            _attend(ranker.long.scorer, targets_Nd, sizes, keys, values, free_Nf)
+            free_Nf = free_Nf[:, 2 * width :]
         if self.config.match:
             cells = self.config.sketch_cells
-            match_request(request.candidates.hashes, request.short.hashes, state.sketch_M, cells, free)
+            for request, rows_Bf in zip(requests, torch.split(free_Nf, list(sizes)), strict=True):
+                match_request(request.candidates.hashes, request.short.hashes, request.state.sketch_M, cells, rows_Bf)
 
     def _vectors(self, items: Items) -> Tensor:
         """Embeddings [n, d]: from the table, unless a request brings other features than the catalogue's."""
@@ -92,15 +96,30 @@ class ServingRanker:
         return self.ranker.embed(items)
 
 
-def _attend(scorer: PairScorer, targets_Bd: Tensor, keys_Nd: Tensor, values_Nd: Tensor, free_Bf: Tensor) -> None:
-    """An interest and its product with the target, into the first 2d columns of `free_Bf`."""
-    width = targets_Bd.shape[1]
-    interest_Bd = free_Bf[:, :width]
-    if targets_Bd.device.type == "cpu":
-        scorer.attend_one(targets_Bd, keys_Nd, values_Nd, interest_Bd)
+def _attend(
+    scorer: PairScorer,
+    targets_Nd: Tensor,
+    sizes: Sequence[int],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    free_Nf: Tensor,
+) -> None:
+    """Every request's interest and its product with the target, into the first 2d columns of `free_Nf`.
+
+    keys, values: float32 [n, d] of each request, as many as it has; on a GPU one launch takes all of them.
+    """
+    width = targets_Nd.shape[1]
+    interest_Nd = free_Nf[:, :width]
+    if takes_fused_head(targets_Nd, scorer):
+        ends = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=targets_Nd.device)
+        # A slot of zeros adds nothing, whatever its score is.
+        keys_URd, values_URd = (pad_sequence(list(rows), batch_first=True) for rows in (keys, values))
+        interest_Nd.copy_(fused_absorbed(targets_Nd, ends, keys_URd, values_URd, scorer, longest=max(sizes)))
     else:
-        interest_Bd.copy_(scorer.attend(targets_Bd.unsqueeze(0), keys_Nd.unsqueeze(0), values_Nd.unsqueeze(0))[0])
-    torch.mul(targets_Bd, interest_Bd, out=free_Bf[:, width : 2 * width])
+        parts = (torch.split(tensor, list(sizes)) for tensor in (targets_Nd, interest_Nd))
+        for keys_Sd, values_Sd, targets_Bd, interest_Bd in zip(keys, values, *parts, strict=True):
+            scorer.attend_one(targets_Bd, keys_Sd, values_Sd, interest_Bd)
+    torch.mul(targets_Nd, interest_Nd, out=free_Nf[:, width : 2 * width])
 
 
 class _ServingMlp:

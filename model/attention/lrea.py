@@ -24,6 +24,7 @@ from torch import Tensor
 
 from model.attention.block_slots import BlockSlots
 from model.attention.din import SUM_SCALE
+from model.attention.fused_head import fused_absorbed_UKd, takes_fused_head
 from model.attention.interface import Embedded, LongAttention
 from model.attention.learned_slots import LearnedSlots
 from model.attention.scorer import PairScorer
@@ -83,6 +84,8 @@ class LreaAttention(LongAttention):
 
     def absorbed(self, candidates_UKd: Tensor, slots: UserSlots) -> Tensor:
         """The served form (Eq. 9): the interest of each candidate [U, K, d] in its user's slots."""
+        if takes_fused_head(candidates_UKd, self.scorer):
+            return fused_absorbed_UKd(candidates_UKd, slots, self.scorer)
         return self.scorer.attend(candidates_UKd, slots.keys_URd, slots.values_URd)
 
     def forward(self, candidates: Embedded, history: Embedded) -> Tensor:

@@ -62,8 +62,9 @@ class PairScorer(nn.Module):
 
     @torch.no_grad()
     def attend_one(self, candidates_Kd: Tensor, keys_Nd: Tensor, values_Nd: Tensor, out_Kd: Tensor) -> None:
-        """`attend` for one user on the CPU, written into `out_Kd`, which may be columns of a wider tensor."""
-        if candidates_Kd.dtype == torch.float32 and kernels.available():
+        """`attend` for one user, written into `out_Kd`, which may be columns of a wider tensor."""
+        on_cpu = candidates_Kd.device.type == "cpu"
+        if on_cpu and candidates_Kd.dtype == torch.float32 and kernels.available():
             kernels.attend(candidates_Kd, keys_Nd, values_Nd, self.weights(), out_Kd)
             return
         self.attend_in_chunks(candidates_Kd, keys_Nd, values_Nd, out_Kd)
