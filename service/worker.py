@@ -28,7 +28,8 @@ def run_worker(settings: Settings, place: Place) -> int:
     lifeline = _Lifeline(place.lifeline)
     lifeline.start()
     try:
-        run(_serve(settings, place), settings.torch_threads or max(1, torch.get_num_threads() // place.workers))
+        threads = forward_threads(settings.torch_threads, torch.get_num_threads(), place.workers)
+        run(_serve(settings, place), threads)
     except (StartupError, PublicationError) as error:
         place.refuse(str(error))
         return 1
@@ -38,6 +39,11 @@ def run_worker(settings: Settings, place: Place) -> int:
         if lifeline.cut:
             shutil.rmtree(place.folder, ignore_errors=True)  # nobody else is left to do it
     return 0
+
+
+def forward_threads(setting: int, torchs_choice: int, workers: int) -> int:
+    """CPU threads of one worker's forward: what is set, else its part of what torch takes for a process alone."""
+    return setting or max(1, torchs_choice // workers)
 
 
 class _PartDied(Exception):

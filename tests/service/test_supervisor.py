@@ -44,7 +44,8 @@ def run(tmp_path: Path, worker: str, *, workers: int = 1, stop_s: float = 20) ->
 
 
 def starts(tmp_path: Path, number: int) -> int:
-    return len((tmp_path / str(number)).read_text())
+    times = tmp_path / str(number)
+    return len(times.read_text()) if times.exists() else 0
 
 
 def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -70,7 +71,8 @@ def test_the_first_that_cannot_start_ends_all_with_its_message(tmp_path: Path) -
     """
     with pytest.raises(StartupError, match=r"^no bundle: build one$"):
         run(tmp_path, refuses, workers=3)
-    assert [starts(tmp_path, number) for number in range(3)] == [1, 1, 1]
+    assert starts(tmp_path, 1) == 1
+    assert max(starts(tmp_path, number) for number in range(3)) == 1
 
 
 def test_one_that_dies_before_it_served_ends_all(tmp_path: Path) -> None:

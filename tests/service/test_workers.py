@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.worker import forward_threads
 from tests.conftest import free_port
 from tests.service.cache import Cache
 from tests.service.test_main import process, process_of
@@ -29,7 +30,7 @@ class Service:
     """A service with two workers, and what a test asks of it."""
 
     parent: subprocess.Popen[str]
-    url: str
+    client: httpx.Client  # a connection for each request, for a connection stays with the worker that took it
     log_file: Path
     temporary: Path
 
@@ -47,9 +48,8 @@ class Service:
         return [pid for pid in self.workers() if pid not in others_than]
 
     def score(self, times: int) -> None:
-        """Each time over a connection of its own, for a connection stays with the worker that took it."""
         for _ in range(times):
-            answer = httpx.post(f"{self.url}/v1/score", json=REQUEST, timeout=30)
+            answer = self.client.post("/v1/score", json=REQUEST)
             assert (answer.status_code, answer.json()["user_state"]) == (200, "cached")
 
     def wait_for_count(self, answers: int) -> dict[str, float]:
@@ -60,7 +60,7 @@ class Service:
         return series
 
     def scrape(self) -> dict[str, float]:
-        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        text = self.client.get("/metrics").text
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
         series = {name: float(value) for name, _, value in lines}
         assert len(series) == len(lines), "no series stands there twice"
@@ -93,9 +93,11 @@ def two_workers(
     with (folder / "log").open("w") as log, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(temporary))
         with process_of(["--workers", "2"], {"store_timeout_ms": 2000} | values | settings, log, program) as parent:
-            service = Service(parent, f"http://127.0.0.1:{port}", folder / "log", temporary)
-            service.wait_for_workers()
-            yield service
+            limits = httpx.Limits(max_keepalive_connections=0)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=30) as client:
+                service = Service(parent, client, folder / "log", temporary)
+                service.wait_for_workers()
+                yield service
 
 
 @pytest.fixture
@@ -161,7 +163,7 @@ def test_a_worker_of_which_a_part_has_died_is_replaced(cache: Cache, tmp_path: P
     program = ["-c", broken + "from service.__main__ import command; command()"]
     with two_workers(cache, tmp_path, program, timeout_ms=500) as service:
         pids = service.wait_for_workers()
-        assert httpx.post(f"{service.url}/v1/score", json=REQUEST, timeout=30).status_code >= 500
+        assert service.client.post("/v1/score", json=REQUEST).status_code >= 500
         wait_until(lambda: len(set(service.workers()) - set(pids)) == 1, "a new one serves", service.log)
         assert len(set(service.workers()) & set(pids)) == 1
         assert "the batcher ended" in service.log()
@@ -169,16 +171,16 @@ def test_a_worker_of_which_a_part_has_died_is_replaced(cache: Cache, tmp_path: P
 
 
 def test_sigterm_drains_all_workers(cache: Cache, tmp_path: Path) -> None:
-    with two_workers(cache, tmp_path, drain_seconds=1.5) as service:
+    with two_workers(cache, tmp_path, drain_seconds=5) as service:
         pids = service.wait_for_workers()
         assert len(list(service.temporary.iterdir())) == 1
         service.parent.send_signal(signal.SIGTERM)
 
         def draining() -> bool:
-            return "draining" in httpx.get(f"{service.url}/readyz").text
+            return "draining" in service.client.get("/readyz").text
 
-        wait_until(draining, "draining", service.log, within_s=1)
-        assert {httpx.get(f"{service.url}/readyz").status_code for _ in range(10)} == {503}
+        wait_until(draining, "draining", service.log, within_s=3)
+        assert {service.client.get("/readyz").status_code for _ in range(10)} == {503}
         service.score(10)
         assert service.parent.wait(20) == 0
         assert not any(map(runs, pids))
@@ -211,6 +213,13 @@ def test_what_no_worker_can_serve_is_said_once(store_url: str, key_prefix: str, 
     [line] = [line for line in log.splitlines() if "cannot start" in line]
     assert line.startswith("cannot start: no bundle in")
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("setting", "torchs_choice", "workers", "threads"), [(0, 8, 2, 4), (0, 8, 3, 2), (0, 2, 4, 1), (3, 8, 4, 3)]
+)
+def test_workers_share_the_threads_out(setting: int, torchs_choice: int, workers: int, threads: int) -> None:
+    assert forward_threads(setting, torchs_choice, workers) == threads
 
 
 def test_the_command_line_goes_before_the_environment() -> None:
