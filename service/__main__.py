@@ -37,6 +37,8 @@ from service.scorer import Score, Scorer
 from service.scoring import ScoringLimits
 from service.settings import Settings, unknown_variables
 from service.store import Store
+from service.user_cache import UserCache
+from service.user_lookup import Fetched, UserLookup
 
 logger = logging.getLogger("service")
 
@@ -114,12 +116,19 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         encode_executor = stack.enter_context(ThreadPoolExecutor(1, "encode"))
         compute_executor = stack.enter_context(ThreadPoolExecutor(1, "compute"))
         metrics, health = Metrics(registry), Health()
+        user_cache = UserCache(settings.user_cache_mb << 20, settings.user_cache_max_age_s, metrics)
+        scorer = Scorer(UserLookup(store, user_cache, metrics), store, compute_executor, metrics)
         app = create_app(
             follower=ModelFollower(
-                model, store=store, bundles_dir=settings.bundles_dir, metrics=metrics, poll_s=settings.poll_seconds
+                model,
+                store=store,
+                bundles_dir=settings.bundles_dir,
+                metrics=metrics,
+                user_cache=user_cache,
+                poll_s=settings.poll_seconds,
             ),
             store=store,
-            batcher=_batcher(settings, Scorer(store, compute_executor, metrics)),
+            batcher=_batcher(settings, scorer),
             parse_executor=parse_executor,
             encode_executor=encode_executor,
             metrics=metrics,
@@ -144,8 +153,8 @@ def _device(settings: Settings) -> torch.device:
         raise StartupError(f"LREA_DEVICE: {error}") from error
 
 
-def _batcher(settings: Settings, scorer: Scorer) -> Batcher[ScoringJob, Score]:
-    return Batcher(scorer.score, max_works=settings.max_batch_requests, max_size=settings.max_batch_candidates)
+def _batcher(settings: Settings, scorer: Scorer) -> Batcher[ScoringJob, Fetched, Score]:
+    return Batcher(scorer, max_works=settings.max_batch_requests, max_size=settings.max_batch_candidates)
 
 
 def _uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:

@@ -25,6 +25,7 @@ from service.prepare import CheckedRequest, Limits, ScoringJob, check, prepare
 from service.schemas import MAX_COLUMNS, BatchRequest, BatchResponse, ScoreRequest, ScoreResponse
 from service.scorer import Score
 from service.timing import Stages, slowest
+from service.user_lookup import Fetched
 
 T = TypeVar("T")
 BAD_BODY = (400, 413, 415, 422, 500, 504)
@@ -61,7 +62,7 @@ class Scoring:
     def __init__(
         self,
         follower: ModelFollower,
-        batcher: Batcher[ScoringJob, Score],
+        batcher: Batcher[ScoringJob, Fetched, Score],
         parse_executor: Executor,
         encode_executor: Executor,
         metrics: Metrics,

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 AGAIN_S = 0.1
 
 
-async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel each task until it has ended, whatever it ends with.
 
     Once is not enough: before Python 3.12 `asyncio.wait_for` drops a cancellation that comes as its future is done

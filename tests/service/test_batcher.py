@@ -22,13 +22,37 @@ class Work:
 
 
 class Scorer:
-    """Answers with the works' names, batch by batch, while `gate` is open."""
+    """Answers with the works' names, batch by batch, while `gate` is open.
+
+    What it fetches is a list of names; `held` are those neither computed nor discarded.
+    """
 
     def __init__(self) -> None:
+        self.fetches: list[list[str]] = []
         self.batches: list[list[str]] = []
+        self.held: list[list[str]] = []
+        self.joining: set[str] = set()  # names for which nothing has to be fetched
+        self.fetch_gate = asyncio.Event()
+        self.fetch_gate.set()
         self.gate = asyncio.Event()
 
-    async def score(self, works: Sequence[Work]) -> list[str]:
+    async def fetch(self, works: Sequence[Work]) -> list[str]:
+        fetched = [work.name for work in works]
+        self.fetches.append(fetched)
+        await self.fetch_gate.wait()
+        if "lost" in fetched:
+            raise ValueError("a lost batch")
+        self.held.append(fetched)
+        return fetched
+
+    def join(self, work: Work, fetched: list[str]) -> bool:
+        return work.name in self.joining
+
+    def discard(self, fetched: list[str]) -> None:
+        self.held.remove(fetched)
+
+    async def compute(self, works: Sequence[Work], fetched: list[str]) -> list[str]:
+        self.held.remove(fetched)
         self.batches.append([work.name for work in works])
         await self.gate.wait()
         if any(work.name == "bad" for work in works):
@@ -37,8 +61,10 @@ class Scorer:
 
 
 @asynccontextmanager
-async def running(scorer: Scorer, *, max_works: int = 10, max_size: int = 100) -> AsyncIterator[Batcher[Work, str]]:
-    batcher: Batcher[Work, str] = Batcher(scorer.score, max_works=max_works, max_size=max_size)
+async def running(
+    scorer: Scorer, *, max_works: int = 10, max_size: int = 100
+) -> AsyncIterator[Batcher[Work, list[str], str]]:
+    batcher: Batcher[Work, list[str], str] = Batcher(scorer, max_works=max_works, max_size=max_size)
     task = asyncio.create_task(batcher.run())
     yield batcher
     task.cancel()
@@ -50,7 +76,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def submit_all(batcher: Batcher[Work, str], works: Sequence[Work]) -> list[asyncio.Task[str]]:
+async def submit_all(batcher: Batcher[Work, list[str], str], works: Sequence[Work]) -> list[asyncio.Task[str]]:
     """The first work alone, then, while it is being scored, the others."""
     tasks = [asyncio.create_task(batcher.submit(works[0]))]
     await settle()
@@ -129,8 +155,8 @@ async def test_what_fails_around_the_scoring_ends_neither_the_loop_nor_somebody_
             raise RuntimeError("does not listen")
 
     class Forgetful(Scorer):
-        async def score(self, works: Sequence[Work]) -> list[str]:
-            return (await super().score(works))[: 1 if works[0].name == "b" else None]
+        async def compute(self, works: Sequence[Work], fetched: list[str]) -> list[str]:
+            return (await super().compute(works, fetched))[: -1 if works[-1].name == "c" else None]
 
     scorer = Forgetful()
     scorer.gate.set()
@@ -139,7 +165,7 @@ async def test_what_fails_around_the_scoring_ends_neither_the_loop_nor_somebody_
             await batcher.submit(Unheard("a"))
         results = await asyncio.gather(*(batcher.submit(Work(name)) for name in "bc"), return_exceptions=True)
         assert results[0] == "answer to b"
-        assert isinstance(results[1], ValueError), "one answer for two works"
+        assert isinstance(results[1], ValueError), "no answer for one work"
         assert await batcher.submit(Work("d")) == "answer to d"
 
 
