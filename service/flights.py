@@ -9,16 +9,17 @@ Everything here runs on the event loop.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from model.identifiers import Id
 from service.errors import StoreError
-from service.store import Store
 
 Payload = bytes | None | StoreError  # the stored bytes; None: the store has no such user; or why it did not answer
 _Key = tuple[str, str, Id]
-_Read = asyncio.Task[Mapping[Id, bytes | None]]
+_Records = dict[Id, bytes | None]
+_Read = asyncio.Task[_Records]
 
 
 @dataclass(eq=False)
@@ -39,8 +40,9 @@ class Landed:
 class Flights:
     """Reads of records that are under way, or not yet decoded."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, read_records: Callable[[str, str, Sequence[Id]], Coroutine[Any, Any, _Records]]) -> None:
+        """read_records: as the store's, for one model and generation."""
+        self._read_records = read_records
         self._under_way: dict[_Key, _Flight] = {}
 
     async def read(self, model_id: str, generation: str, user_ids: Sequence[Id]) -> Landed:
@@ -74,7 +76,7 @@ class Flights:
 
     def _start(self, keys: Sequence[_Key]) -> None:
         model_id, generation, _ = keys[0]
-        question = self._store.read_records(model_id, generation, [user_id for _, _, user_id in keys])
+        question = self._read_records(model_id, generation, [user_id for _, _, user_id in keys])
         read = asyncio.create_task(question, name="read-records")
         flights = [_Flight(key, read) for key in keys]
         self._under_way.update((flight.key, flight) for flight in flights)

@@ -60,7 +60,7 @@ class UserLookup:
         self._store = store
         self._cache = cache
         self._metrics = metrics
-        self._flights = Flights(store)
+        self._flights = Flights(store.read_records)
 
     async def fetch(self, model: ActiveModel, user_ids: Sequence[Id]) -> Fetched:
         """Everything that these users need; one MGET for those who are not resident, none if all are."""

@@ -14,8 +14,8 @@ from model.catalogue import Items
 from model.ranker import UserState
 from service.users import StoredUser
 
-# Beside its rows a slot has a dozen Python objects, mostly the views of its rows (measured: 6 KB with S = 32).
-OBJECT_BYTES, OBJECT_BYTES_PER_TAIL_ROW = 3500, 80
+# Beside its rows a slot has a few dozen Python objects, mostly the views of its rows (measured: 7.6 KB with S = 32).
+OBJECT_BYTES, OBJECT_BYTES_PER_TAIL_ROW = 5500, 65
 
 
 @dataclass(frozen=True)
