@@ -25,6 +25,7 @@ from service.scorer import Score
 from service.scoring import Scoring, ScoringLimits
 from service.store import Store
 from service.tasks import end_tasks
+from service.user_lookup import Fetched
 
 DESCRIPTION = "Scores candidate lists against each user's whole history, compressed offline into a small cached state."
 
@@ -33,7 +34,7 @@ def create_app(
     *,
     follower: ModelFollower,
     store: Store,
-    batcher: Batcher[ScoringJob, Score],
+    batcher: Batcher[ScoringJob, Fetched, Score],
     parse_executor: Executor,
     encode_executor: Executor,
     metrics: Metrics,

@@ -1,15 +1,17 @@
-"""Requests gathered into batches: while one batch is scored, the next one gathers. No timer ever holds a request back.
+"""Requests gathered into batches, in two steps: while one batch is computed, the next one gathers and is fetched.
 
-It knows neither users nor models: it is given a function that scores a list of works, and calls it from its own task,
-so that a client who gives up never cancels a read that others share.
+No timer ever holds a request back. It knows neither users nor models: it is given the two steps for a list of works,
+and takes them in tasks of its own, so that a client who gives up never cancels a read that others share.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
+
+from service.tasks import end_tasks
 
 
 class Work(Protocol):
@@ -24,14 +26,33 @@ class Work(Protocol):
         """A batch holds works of one group (the same object): the model and generation that score them."""
 
     def waited(self, seconds: float) -> None:
-        """Told when its batch begins."""
+        """Told how long it waited for each step, as the step begins."""
 
 
 W = TypeVar("W", bound=Work)
+F = TypeVar("F")
 R = TypeVar("R")
+W_contra = TypeVar("W_contra", bound=Work, contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 
-@dataclass(frozen=True)
+class Steps(Protocol[W_contra, F, R_co]):
+    """What is done to a batch. Whatever `fetch` returned ends in `compute` or `discard`, once."""
+
+    async def fetch(self, works: Sequence[W_contra]) -> F:
+        """Get what the works need from elsewhere."""
+
+    def join(self, work: W_contra, fetched: F) -> bool:
+        """Let a work into a batch that is fetched already; False if something would have to be fetched for it."""
+
+    async def compute(self, works: Sequence[W_contra], fetched: F) -> Sequence[R_co]:
+        """One answer per work, in order. `fetched` may be of more works than these."""
+
+    def discard(self, fetched: F) -> None:
+        """Give back what was fetched for works that will not be computed."""
+
+
+@dataclass(eq=False)
 class _Waiting(Generic[W, R]):
     work: W
     size: int
@@ -39,90 +60,197 @@ class _Waiting(Generic[W, R]):
     answer: asyncio.Future[R]
     since: float = field(default_factory=time.perf_counter)
 
+    def begin(self) -> None:
+        """Tell the work how long it waited for the step that begins."""
+        self.work.waited(time.perf_counter() - self.since)
 
-class Batcher(Generic[W, R]):
-    """`submit` from any number of tasks, `run` in one."""
+    def end(self) -> None:
+        """From now on it waits for the next step."""
+        self.since = time.perf_counter()
 
-    def __init__(
-        self, score: Callable[[Sequence[W]], Awaitable[Sequence[R]]], *, max_works: int, max_size: int
-    ) -> None:
-        """score: one answer per work, in order. After an exception, each work of the batch is tried alone.
+
+class _Batch(Generic[W, R]):
+    """Works of one group, in the order in which they came."""
+
+    def __init__(self, *waiting: _Waiting[W, R]) -> None:
+        self.waiting = list(waiting)
+        self.size = sum(one.size for one in waiting)
+
+    @property
+    def works(self) -> list[W]:
+        return [one.work for one in self.waiting]
+
+    def add(self, one: _Waiting[W, R]) -> None:
+        self.waiting.append(one)
+        self.size += one.size
+
+    def drop_those_who_left(self) -> None:
+        self.waiting = [one for one in self.waiting if not one.answer.done()]
+        self.size = sum(one.size for one in self.waiting)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fetched(Generic[F]):
+    value: F
+
+
+_Answers = list[tuple[_Waiting[W, R], R]]
+_Next = tuple[_Batch[W, R], _Fetched[F] | Exception]
+
+
+class Batcher(Generic[W, F, R]):
+    """`submit` from any number of tasks, `run` in one. At most one batch is in each step."""
+
+    def __init__(self, steps: Steps[W, F, R], *, max_works: int, max_size: int) -> None:
+        """steps: after an exception in one of them, each work of the batch is tried alone.
 
         max_works, max_size: what a batch may hold; a work larger than max_size goes alone.
         """
-        self._score = score
+        self._steps = steps
         self._max_works = max_works
         self._max_size = max_size
         self._queue: deque[_Waiting[W, R]] = deque()
         self._filled = asyncio.Event()
+        self._unanswered: set[asyncio.Future[R]] = set()
 
     async def submit(self, work: W) -> R:
-        """The answer to `work`. Cancelling this drops the work if it has not started, and its answer if it has."""
-        waiting: _Waiting[W, R] = _Waiting(work, work.size, work.group, asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
+        """The answer to `work`. Cancelling this drops the work if its computing has not begun, else its answer."""
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(work, work.size, work.group, answer))
         self._filled.set()
-        return await waiting.answer
+        self._unanswered.add(answer)
+        try:
+            return await answer
+        finally:
+            self._unanswered.discard(answer)
 
     async def run(self) -> None:
-        """Score batches until cancelled."""
+        """Fetch and compute batches until cancelled."""
+        following = asyncio.create_task(self._next_fetched(), name="batch-fetch")
+        computing: asyncio.Task[_Answers[W, R]] | None = None
+        answers: _Answers[W, R] = []
         try:
             while True:
-                await self._filled.wait()
-                if batch := self._take():
-                    await self._run_one(batch)
+                if not following.done():
+                    _give_out(answers)
+                batch, fetched = await following
+                computing = asyncio.create_task(self._compute(batch, fetched), name="batch-compute")
+                following = asyncio.create_task(self._next_fetched(), name="batch-fetch")
+                # Only now: whoever gets an answer has much to do with it on this thread, and the next batch would wait.
+                _give_out(answers)
+                answers = await computing
         finally:
-            for waiting in self._queue:
-                waiting.answer.cancel()
+            await self._end(following, computing)
 
-    async def _run_one(self, batch: list[_Waiting[W, R]]) -> None:
-        """Answer one batch. No exception leaves: it would end the loop, and everybody after would wait for ever."""
-        try:
-            now = time.perf_counter()
-            for waiting in batch:
-                waiting.work.waited(now - waiting.since)
-            await self._answer(batch)
-        except Exception as error:
-            for waiting in batch:
-                if not waiting.answer.done():
-                    waiting.answer.set_exception(error)
+    async def _end(
+        self, following: asyncio.Task[_Next[W, R, F]], computing: asyncio.Task[_Answers[W, R]] | None
+    ) -> None:
+        """End what runs, give back what is fetched, and let nobody wait for ever."""
+        for answer in list(self._unanswered):
+            answer.cancel()
+        await end_tasks([following] if computing is None else [following, computing])
+        if not following.cancelled() and following.exception() is None:
+            self._discard(following.result()[1])
 
-    def _take(self) -> list[_Waiting[W, R]]:
+    # ---- which works
+
+    async def _next_fetched(self) -> _Next[W, R, F]:
+        """The next batch, as soon as there is a work, with what was fetched for it."""
+        while True:
+            await self._filled.wait()
+            if batch := self._take():
+                return batch, await self._fetch(batch)
+
+    def _take(self) -> _Batch[W, R] | None:
         """The longest head of the queue that is one batch, without the works that nobody waits for any more."""
-        batch: list[_Waiting[W, R]] = []
-        size = 0
-        while self._queue:
-            head = self._queue[0]
-            if not head.answer.done():
-                if batch and not self._fits(batch, size, head):
-                    return batch
-                batch.append(head)
-                size += head.size
-            self._queue.popleft()
-        self._filled.clear()
+        head = self._head()
+        if head is None:
+            return None
+        batch = _Batch(self._queue.popleft())
+        while (head := self._head()) is not None and self._fits(batch, head):
+            batch.add(self._queue.popleft())
         return batch
 
-    def _fits(self, batch: list[_Waiting[W, R]], size: int, next_: _Waiting[W, R]) -> bool:
-        same_group = batch[0].group is next_.group
-        return same_group and len(batch) < self._max_works and size + next_.size <= self._max_size
+    def _top_up(self, batch: _Batch[W, R], fetched: F) -> None:
+        """Let in what has gathered since the batch was fetched, as long as nothing has to be fetched for it."""
+        while (head := self._head()) is not None and self._fits(batch, head) and self._steps.join(head.work, fetched):
+            batch.add(self._queue.popleft())
 
-    async def _answer(self, batch: list[_Waiting[W, R]]) -> None:
+    def _head(self) -> _Waiting[W, R] | None:
+        """The first in the queue that somebody waits for."""
+        while self._queue:
+            if not self._queue[0].answer.done():
+                return self._queue[0]
+            self._queue.popleft()
+        self._filled.clear()
+        return None
+
+    def _fits(self, batch: _Batch[W, R], one: _Waiting[W, R]) -> bool:
+        same_group = batch.waiting[0].group is one.group
+        return same_group and len(batch.waiting) < self._max_works and batch.size + one.size <= self._max_size
+
+    # ---- the steps; no exception leaves them: it would end the loop, and everybody after would wait for ever
+
+    async def _fetch(self, batch: _Batch[W, R]) -> _Fetched[F] | Exception:
         try:
-            answers = await self._score([waiting.work for waiting in batch])
-        except asyncio.CancelledError:
-            for waiting in batch:
-                waiting.answer.cancel()
-            raise
+            for one in batch.waiting:
+                one.begin()
+            fetched = await self._steps.fetch(batch.works)
         except Exception as error:
-            await self._answer_failed(batch, error)
-            return
-        for waiting, answer in zip(batch, answers, strict=True):
-            if not waiting.answer.done():
-                waiting.answer.set_result(answer)
+            return error
+        for one in batch.waiting:
+            one.end()
+        return _Fetched(fetched)
 
-    async def _answer_failed(self, batch: list[_Waiting[W, R]], error: Exception) -> None:
-        """Try each work alone: what one of them does to the scoring must not be the answer to its neighbours."""
-        if len(batch) > 1:
-            for waiting in batch:
-                await self._answer([waiting])
-        elif not batch[0].answer.done():
-            batch[0].answer.set_exception(error)
+    async def _compute(
+        self, batch: _Batch[W, R], fetched: _Fetched[F] | Exception, *, retry: bool = True
+    ) -> _Answers[W, R]:
+        """The answers, without those who have left; an error is given out at once."""
+        try:
+            if isinstance(fetched, Exception):
+                raise fetched
+            self._begin(batch, fetched.value, top_up=retry)
+            if not batch.waiting:
+                return []
+            answers = await self._steps.compute(batch.works, fetched.value)
+            return list(zip(batch.waiting, answers, strict=True))
+        except Exception as error:
+            if retry and len(batch.waiting) > 1:
+                return await self._compute_alone(batch)
+            for one in batch.waiting:
+                if not one.answer.done():
+                    one.answer.set_exception(error)
+            return []
+
+    def _begin(self, batch: _Batch[W, R], fetched: F, *, top_up: bool) -> None:
+        """Settle which works are computed. If none are, or this fails, `fetched` is given back."""
+        try:
+            batch.drop_those_who_left()
+            if batch.waiting and top_up:
+                self._top_up(batch, fetched)
+            for one in batch.waiting:
+                one.begin()
+        except Exception:
+            self._steps.discard(fetched)
+            raise
+        if not batch.waiting:
+            self._steps.discard(fetched)
+
+    async def _compute_alone(self, batch: _Batch[W, R]) -> _Answers[W, R]:
+        """Try each work alone: what one of them does to a step must not be the answer to its neighbours."""
+        answers: _Answers[W, R] = []
+        for one in map(_Batch, batch.waiting):
+            answers += await self._compute(one, await self._fetch(one), retry=False)
+        return answers
+
+    def _discard(self, fetched: _Fetched[F] | Exception) -> None:
+        if isinstance(fetched, _Fetched):
+            self._steps.discard(fetched.value)
+
+
+def _give_out(answers: _Answers[W, R]) -> None:
+    """Each answer to whoever still waits for it; none is left in the list."""
+    for one, answer in answers:
+        if not one.answer.done():
+            one.answer.set_result(answer)
+    answers.clear()

@@ -23,6 +23,7 @@ from service.active import NO_ACTIVE_GENERATION, ActiveModel, activate, find_man
 from service.errors import PublicationError, StoreError
 from service.metrics import Metrics
 from service.store import Store
+from service.user_cache import UserCache
 
 logger = logging.getLogger(__name__)
 WARM_UP_CANDIDATES = 1000
@@ -48,6 +49,7 @@ class ModelFollower:
         store: Store,
         bundles_dir: Path,
         metrics: Metrics,
+        user_cache: UserCache,
         poll_s: float,
     ) -> None:
         self.current = model
@@ -55,9 +57,11 @@ class ModelFollower:
         self._store = store
         self._bundles_dir = bundles_dir
         self._metrics = metrics
+        self._user_cache = user_cache
         self._poll_s = poll_s
         self._refused: _Refusal | None = None
         self._reader = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        user_cache.activate(model)
         self._show()
         self._show_store()
 
@@ -131,6 +135,7 @@ class ModelFollower:
         """Serve `model` from the next request on. An emptied store names nothing: then there is no cache to ask."""
         if (model.model_id, model.generation) != (self.current.model_id, self.current.generation):
             self.current = model
+            self._user_cache.activate(model)
             self._show()
 
     def _refuse(self, refusal: _Refusal, cause: BaseException | None) -> None:

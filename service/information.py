@@ -20,8 +20,8 @@ from service.openapi import path_parameter, problem_responses
 from service.prepare import user_mistakes
 from service.readiness import readiness
 from service.schemas import LiveResponse, ModelResponse, ReadyResponse, UserResponse
-from service.scorer import decode_record
 from service.store import Store
+from service.user_lookup import decode_record
 
 USERS = "/v1/users/"
 

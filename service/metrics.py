@@ -65,6 +65,30 @@ class Metrics:
         self.record_errors = Counter(
             "lrea_record_errors_total", "Records refused, never scored", ["reason"], registry=registry
         )
+        self.user_cache_hits = Counter(
+            "lrea_user_cache_hits_total", "Users of a batch who were resident", registry=registry
+        )
+        self.user_cache_misses = Counter(
+            "lrea_user_cache_misses_total", "Users of a batch who were not resident", registry=registry
+        )
+        self.user_cache_evictions = Counter(
+            "lrea_user_cache_evictions_total", "Resident users who gave way to another", registry=registry
+        )
+        self.user_cache_rejections = Counter(
+            "lrea_user_cache_rejections_total",
+            "Users not made resident: asked for no more often than who would have given way",
+            registry=registry,
+        )
+        self.user_cache_full = Counter(
+            "lrea_user_cache_full_total", "Users not made resident: every slot was being scored from", registry=registry
+        )
+        self.user_cache_wrong_owners = Counter(
+            "lrea_user_cache_wrong_owners_total",
+            "Slots found to hold another user, never scored: a bug, report it",
+            registry=registry,
+        )
+        self.user_cache_users = Gauge("lrea_user_cache_users", "Resident users", registry=registry)
+        self.user_cache_slots = Gauge("lrea_user_cache_slots", "Most resident users", registry=registry)
         self.refused_publications = Counter(
             "lrea_refused_publications_total", "Publications not adopted: the old one stays", registry=registry
         )

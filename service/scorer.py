@@ -1,7 +1,6 @@
-"""One batch: one read of the store, one forward. Everything but the read runs on a thread, off the event loop.
+"""The two steps of a batch: what its users need, then one forward. Everything but reading runs on a thread.
 
-A read that fails degrades the batch's scores and says so; it is never taken for users that are not there. A record
-that fails any check is counted and treated as a miss.
+Where users come from is `UserLookup`'s to know, what is done with a list of them the model's.
 """
 
 import asyncio
@@ -13,27 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.cache_format import Reason, RecordError, UserRecord, decode
 from model.identifiers import Id
 from model.ranker import ScoringInput
-from service.active import NO_ACTIVE_GENERATION, ActiveModel
+from service.active import ActiveModel
 from service.errors import StoreError
 from service.metrics import Metrics
 from service.prepare import ScoringJob
 from service.store import Store
-from service.timing import Stages
-from service.users import Origin, User, from_record, from_rows
-
-# What `degraded` says per reason of the record codec. A record of another user, model or generation is one word for
-# the caller, three for the metric.
-DEGRADED_BY_RECORD: Mapping[Reason, str] = {
-    Reason.CORRUPT: "record_corrupt",
-    Reason.SHAPE: "record_corrupt",
-    Reason.FUTURE_VERSION: "record_future_version",
-    Reason.FOREIGN_MODEL: "record_foreign",
-    Reason.FOREIGN_GENERATION: "record_foreign",
-    Reason.FOREIGN_USER: "record_foreign",
-}
+from service.user_lookup import Fetched, Found, UserLookup
+from service.users import Origin, User, from_rows, from_stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,62 +35,53 @@ class Score:
     degraded: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Fetched:
-    """Stored bytes by user, or why there are none. A user missing from `payloads` was not asked for."""
-
-    payloads: Mapping[Id, bytes | None]
-    trouble: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """A user's record, decoded; or None with the reason, if there was one."""
-
-    record: UserRecord | None
-    trouble: str | None = None
-
-
 class Scorer:
-    """Scores batches of one model each."""
+    """Scores batches of one model each: the steps of a `Batcher`."""
 
-    def __init__(self, store: Store, executor: Executor, metrics: Metrics) -> None:
+    def __init__(self, lookup: UserLookup, store: Store, executor: Executor, metrics: Metrics) -> None:
+        """executor: of one thread, which alone writes to resident users' memory."""
+        self._lookup = lookup
         self._store = store
         self._executor = executor
         self._metrics = metrics
 
-    async def score(self, jobs: Sequence[ScoringJob]) -> list[Score]:
-        """One answer per job, in order; the jobs' stages are completed. All jobs are of one model."""
-        stages = Stages()
-        with stages.measure("fetch"):
-            fetched = await self._fetch(jobs)
-        loop = asyncio.get_running_loop()
-        scores = await loop.run_in_executor(self._executor, self._compute, jobs, fetched, stages)
-        self._metrics.batch_requests.observe(len(jobs))
-        for job in jobs:
-            job.stages.update(stages)
+    async def fetch(self, works: Sequence[ScoringJob]) -> Fetched:
+        """Everything that the jobs' users need, each user once. All jobs are of one model."""
+        user_ids = list(dict.fromkeys(job.user_id for job in works if job.user is None))
+        return await self._lookup.fetch(works[0].model, user_ids)
+
+    def join(self, work: ScoringJob, fetched: Fetched) -> bool:
+        """Whether the job can be scored with the batch, without another read."""
+        return work.user is not None or self._lookup.join(fetched, work.user_id)
+
+    async def compute(self, works: Sequence[ScoringJob], fetched: Fetched) -> list[Score]:
+        """One answer per job, in order; the jobs' stages are completed."""
+        running = self._executor.submit(self._compute, works, fetched)
+        # When the thread is done with the slots or will never begin, whether or not anybody still waits for it.
+        running.add_done_callback(lambda _: self._lookup.unpin(fetched))
+        try:
+            scores = await asyncio.wrap_future(running)
+        finally:
+            self._lookup.let_go(fetched)
+        self._metrics.batch_requests.observe(len(works))
+        for job in works:
+            job.stages.update(fetched.stages)
         return scores
 
-    async def _fetch(self, jobs: Sequence[ScoringJob]) -> _Fetched:
-        """Every record that the jobs need, each user once."""
-        model = jobs[0].model
-        user_ids = list(dict.fromkeys(job.user_id for job in jobs if job.user is None))
-        if model.generation is None:
-            trouble = self._store.trouble
-            return _Fetched({}, trouble.reason if trouble else NO_ACTIVE_GENERATION)
-        try:
-            return _Fetched(await self._store.read_records(model.model_id, model.generation, user_ids))
-        except StoreError as error:
-            return _Fetched({}, error.reason)
+    def discard(self, fetched: Fetched) -> None:
+        """Give back what was fetched for jobs that will not be scored."""
+        self._lookup.unpin(fetched)
+        self._lookup.let_go(fetched)
 
-    def _compute(self, jobs: Sequence[ScoringJob], fetched: _Fetched, stages: Stages) -> list[Score]:
+    def _compute(self, jobs: Sequence[ScoringJob], fetched: Fetched) -> list[Score]:
+        model, stages = fetched.model, fetched.stages
         with stages.measure("decode"):
-            found = self._decode(jobs[0].model, fetched)
+            found = self._lookup.decode(fetched)
         with stages.measure("transfer"):
             users = [_user(job, found) for job in jobs]
             inputs = [_scoring_input(job, user) for job, user in zip(jobs, users, strict=True)]
         with stages.measure("compute"):
-            scores = _logits_and_probabilities(jobs[0].model, inputs)
+            scores = _logits_and_probabilities(model, inputs)
         store_trouble = self._store.trouble
         return [
             Score(
@@ -117,48 +95,27 @@ class Scorer:
             for job, user, (logits_B, probabilities_B) in zip(jobs, users, scores, strict=True)
         ]
 
-    def _decode(self, model: ActiveModel, fetched: _Fetched) -> dict[Id, _Found]:
-        return {
-            user_id: _Found(None) if data is None else self._decode_one(model, user_id, data)
-            for user_id, data in fetched.payloads.items()
-        }
 
-    def _decode_one(self, model: ActiveModel, user_id: Id, data: bytes) -> _Found:
-        assert model.generation is not None
-        try:
-            return _Found(decode_record(model, model.generation, user_id, data))
-        except RecordError as error:
-            self._metrics.record_errors.labels(error.reason).inc()
-            return _Found(None, DEGRADED_BY_RECORD[error.reason])
-
-
-def decode_record(model: ActiveModel, generation: str, user_id: Id, data: bytes) -> UserRecord:
-    """The record, checked to be this user's, of this model and generation. Raises RecordError."""
-    return decode(
-        data, model_id=model.model_id, generation=generation, user_id=user_id, shape=model.bundle.record_shape
-    )
-
-
-def _user(job: ScoringJob, found: Mapping[Id, _Found]) -> User:
+def _user(job: ScoringJob, found: Mapping[Id, Found]) -> User:
     if job.user is not None:
         return job.user
-    record = found[job.user_id].record if job.user_id in found else None
-    if record is None:
-        return from_rows(job.model, (), job.recent)
-    return from_record(job.model, record, job.recent)
+    stored = found[job.user_id].user if job.user_id in found else None
+    return from_rows(job.model, (), job.recent) if stored is None else from_stored(job.model, stored, job.recent)
 
 
 def _degraded(
-    job: ScoringJob, fetched: _Fetched, found: Mapping[Id, _Found], store_trouble: StoreError | None
+    job: ScoringJob, fetched: Fetched, found: Mapping[Id, Found], store_trouble: StoreError | None
 ) -> tuple[str, ...]:
     """Why this answer is worse than it could be.
 
-    A request that brings its history asks nothing of the store, and says all the same when that is known to be away.
+    A request that asks nothing of the store, for it brings its history or its user is resident, says all the same when
+    that is known to be away.
     """
-    if job.user is not None:
+    known = found.get(job.user_id)
+    if job.user is not None or (known is not None and known.resident):
         return () if store_trouble is None else (store_trouble.reason,)
-    troubles = (fetched.trouble, found[job.user_id].trouble if job.user_id in found else None)
-    return tuple(trouble for trouble in troubles if trouble is not None)
+    trouble = fetched.trouble if known is None else known.trouble
+    return () if trouble is None else (trouble,)
 
 
 def _scoring_input(job: ScoringJob, user: User) -> ScoringInput:

@@ -22,6 +22,7 @@ from service.prepare import Asked, CheckedRequest, Limits, ScoringJob, prepare
 from service.schemas import MAX_COLUMNS
 from service.scorer import Score
 from service.timing import Stages, slowest
+from service.user_lookup import Fetched
 
 T = TypeVar("T")
 INLINE_CANDIDATES = 1024  # looked up in 0.15 ms; handing them to a thread and back takes as long, and more under load
@@ -63,7 +64,7 @@ class Scoring:
     def __init__(
         self,
         follower: ModelFollower,
-        batcher: Batcher[ScoringJob, Score],
+        batcher: Batcher[ScoringJob, Fetched, Score],
         parse_executor: Executor,
         encode_executor: Executor,
         metrics: Metrics,

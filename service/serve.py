@@ -31,6 +31,8 @@ from service.scoring import ScoringLimits
 from service.settings import Settings
 from service.store import Store
 from service.tasks import await_or_end
+from service.user_cache import UserCache
+from service.user_lookup import Fetched, UserLookup
 
 
 class Server(uvicorn.Server):
@@ -99,13 +101,20 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         encode_executor = stack.enter_context(ThreadPoolExecutor(1, "encode"))
         compute_executor = stack.enter_context(ThreadPoolExecutor(1, "compute"))
         metrics, health = Metrics(registry), Health()
+        user_cache = UserCache(settings.user_cache_mb << 20, settings.user_cache_max_age_s, metrics)
+        scorer = Scorer(UserLookup(store, user_cache, metrics), store, compute_executor, metrics)
         follower = ModelFollower(
-            model, store=store, bundles_dir=settings.bundles_dir, metrics=metrics, poll_s=settings.poll_seconds
+            model,
+            store=store,
+            bundles_dir=settings.bundles_dir,
+            metrics=metrics,
+            user_cache=user_cache,
+            poll_s=settings.poll_seconds,
         )
         app = create_app(
             follower=follower,
             store=store,
-            batcher=_batcher(settings, Scorer(store, compute_executor, metrics)),
+            batcher=_batcher(settings, scorer),
             parse_executor=parse_executor,
             encode_executor=encode_executor,
             metrics=metrics,
@@ -128,8 +137,8 @@ def _device(settings: Settings) -> torch.device:
         raise StartupError(f"LREA_DEVICE: {error}") from error
 
 
-def _batcher(settings: Settings, scorer: Scorer) -> Batcher[ScoringJob, Score]:
-    return Batcher(scorer.score, max_works=settings.max_batch_requests, max_size=settings.max_batch_candidates)
+def _batcher(settings: Settings, scorer: Scorer) -> Batcher[ScoringJob, Fetched, Score]:
+    return Batcher(scorer, max_works=settings.max_batch_requests, max_size=settings.max_batch_candidates)
 
 
 def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     max_batch_candidates: int = Field(16_384, ge=1, description="most candidates in one forward")
     max_body_bytes: int = Field(8_388_608, ge=1, description="largest request body; a larger one answers 413")
     store_timeout_ms: int = Field(50, ge=1, description="longest wait for the store: to connect, and for an answer")
+    user_cache_mb: int = Field(64, ge=0, description="memory for resident users in MiB, on the device; 0: none")
+    user_cache_max_age_s: float = Field(300.0, gt=0, description="age at which a resident user's record is read again")
     timeout_ms: int = Field(1000, ge=1, description="default and ceiling of a request's timeout_ms; then 504")
     poll_seconds: float = Field(1.0, gt=0, description="how often to ask the store what is active")
     drain_seconds: float = Field(0.0, ge=0, description="time served on after SIGTERM, with /readyz at 503")

@@ -6,12 +6,13 @@ so that a store that cannot answer is never taken for one that has no such user.
 One server, or anything that looks like one: reads are one MGET, which a sharded cluster would refuse across slots.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 import redis.exceptions as redis_errors
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -56,6 +57,49 @@ return redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 """
 
 
+class _Connections:
+    """The connections that records are read by, without the layers of redis-py's client.
+
+    Those are a task per write for its timeout (`wait_for`), more timeouts, the pool's lock and the hooks of redis-py's
+    own metrics: 65 µs of CPU per MGET of one record, 27 µs here; of sixteen 135 µs and 95 µs. One timeout bounds a
+    read, and a connection is idle only after a whole reply: whatever ends a read before that, a cancellation too, drops
+    the connection, for the next reader of its bytes would get another user's record.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        pool = ConnectionPool.from_url(url, protocol=2, socket_timeout=None, retry=Retry(NoBackoff(), 0))
+        self._make_connection: Any = pool.make_connection
+        self._timeout_s = timeout_s
+        self._idle: list[Any] = []
+
+    async def ask(self, *command: str) -> Any:
+        """The reply to one command. Raises what redis-py raises, or TimeoutError."""
+        connection = self._idle.pop() if self._idle else self._make_connection()
+        try:
+            await self._connect(connection)
+            async with asyncio.timeout(self._timeout_s):
+                await connection.send_packed_command(connection.pack_command(*command))
+                reply = await connection.read_response()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._idle.append(connection)
+        return reply
+
+    async def _connect(self, connection: Any) -> None:
+        """Connect a new connection, and anew one that the server has closed or that holds bytes nobody asked for."""
+        if connection.is_connected:
+            if not await connection.can_read():
+                return
+            await connection.disconnect(nowait=True)
+        async with asyncio.timeout(self._timeout_s):
+            await connection.connect()
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().disconnect()
+
+
 class Store:
     """Reads of one store, and a lease on what is read. `trouble`: why the last question got no answer, if so."""
 
@@ -70,6 +114,7 @@ class Store:
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
         )
+        self._connections = _Connections(url, timeout_s)
         self._prefix = key_prefix
         self._leases = True  # whether the store takes them
         self.trouble: StoreError | None = None
@@ -89,7 +134,7 @@ class Store:
         if not user_ids:
             return {}
         keys = [record_key(self._prefix, model_id, generation, user_id) for user_id in user_ids]
-        return dict(zip(user_ids, await self._ask(self._redis.mget(keys)), strict=True))
+        return dict(zip(user_ids, await self._ask(self._connections.ask("MGET", *keys)), strict=True))
 
     async def lease(self, published: Published, reader: str, ttl_ms: int) -> None:
         """Say that `reader` serves a generation, for so long: the builder keeps it. Raises StoreError.
@@ -109,6 +154,7 @@ class Store:
             self._leases = False
 
     async def close(self) -> None:
+        await self._connections.close()
         await self._redis.aclose()
 
     async def _ask(self, question: Awaitable[T], answers: type[Exception] | tuple[()] = ()) -> T:

@@ -60,24 +60,58 @@ class User:
     dropped_rows: int  # recent behaviours that the record has already, by their timestamps
 
 
-def from_record(model: ActiveModel, record: UserRecord, recent: Recent) -> User:
+@dataclass(frozen=True, eq=False)
+class StoredUser:
+    """A decoded record in the form that is scored: of a resident user on the model's device, else on the CPU."""
+
+    state: UserState
+    short: Items  # the tail [n <= S], newest first, as the model encodes it
+    user_codes: Tensor  # int64 [Fu]
+    watermark: int | None
+    long_rows: int
+    tail_ids: Sequence[Id]  # oldest first, as their timestamps
+    tail_timestamps: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, record: UserRecord, model: ActiveModel) -> "StoredUser":
+        """On the CPU, and where it can be in the record's own memory."""
+        return cls(
+            state=model.bundle.state_from_record(record),
+            short=model.bundle.short_window(record.tail_ids),
+            user_codes=torch.from_numpy(record.user_codes).to(torch.int64),
+            watermark=record.watermark,
+            long_rows=record.long_rows,
+            tail_ids=record.tail_ids,
+            tail_timestamps=record.tail_timestamps,
+        )
+
+
+def from_stored(model: ActiveModel, stored: StoredUser, recent: Recent) -> User:
     """The cached long part, with a short window that the recent behaviours have moved forward.
 
     Rows at or before the record's watermark are in it already and are dropped; rows without a timestamp are new because
     the caller says so. What falls out of the window is a gap until the next build: the long part stays as it is.
     """
-    bundle = model.bundle
-    length = bundle.config.short_length
-    new = recent.after(record.watermark)
-    ids = [*record.tail_ids, *(recent.ids[place] for place in new[-length:])]
+    device = model.device
+    new = recent.after(stored.watermark)
+    rows = len(stored.short.rows)
     return User(
-        state=bundle.state_from_record(record).to(bundle.device),
-        short=bundle.short_window(ids).to(bundle.device),
-        user_codes=torch.from_numpy(record.user_codes).to(bundle.device, torch.int64),
+        state=stored.state.to(device),
+        short=_moved_forward(model, stored.short, [recent.ids[place] for place in new]).to(device),
+        user_codes=stored.user_codes.to(device),
         origin="cached",
-        gap_rows=max(0, len(record.tail_ids) + len(new) - length),
+        gap_rows=max(0, rows + len(new) - model.bundle.config.short_length),
         dropped_rows=len(recent.ids) - len(new),
     )
+
+
+def _moved_forward(model: ActiveModel, window: Items, new: Sequence[Id]) -> Items:
+    """The last S of a window (newest first) and new ids (oldest first); without new ones no look-up and no copy."""
+    if not new:
+        return window
+    encoded = model.bundle.short_window(new).to(window.rows.device)
+    joined = Items.cat([encoded, window])
+    return Items(*(tensor[: model.bundle.config.short_length] for tensor in joined))
 
 
 def from_rows(model: ActiveModel, history: Sequence[Id], recent: Recent) -> User:

@@ -125,13 +125,14 @@ class Cache:
         window: Sequence[Id] | None = None,
         context: Mapping[str, Id | None] | None = None,
         features: Mapping[str, Sequence[Id | None]] | None = None,
+        generation: str = GENERATION,
     ) -> Floats:
         """What the model in process makes of the stored record. `window`: another short window, oldest first."""
         bundle = self.bundle
         record = decode(
-            self.redis.get(self.key(user_id)),
+            self.redis.get(self.key(user_id, generation)),
             model_id=bundle.model_id,
-            generation=GENERATION,
+            generation=generation,
             user_id=user_id,
             shape=bundle.record_shape,
         )

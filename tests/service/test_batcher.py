@@ -22,13 +22,37 @@ class Work:
 
 
 class Scorer:
-    """Answers with the works' names, batch by batch, while `gate` is open."""
+    """Answers with the works' names, batch by batch, while `gate` is open.
+
+    What it fetches is a list of names; `held` are those neither computed nor discarded.
+    """
 
     def __init__(self) -> None:
+        self.fetches: list[list[str]] = []
         self.batches: list[list[str]] = []
+        self.held: list[list[str]] = []
+        self.joining: set[str] = set()  # names for which nothing has to be fetched
+        self.fetch_gate = asyncio.Event()
+        self.fetch_gate.set()
         self.gate = asyncio.Event()
 
-    async def score(self, works: Sequence[Work]) -> list[str]:
+    async def fetch(self, works: Sequence[Work]) -> list[str]:
+        fetched = [work.name for work in works]
+        self.fetches.append(fetched)
+        await self.fetch_gate.wait()
+        if "lost" in fetched:
+            raise ValueError("a lost batch")
+        self.held.append(fetched)
+        return fetched
+
+    def join(self, work: Work, fetched: list[str]) -> bool:
+        return work.name in self.joining
+
+    def discard(self, fetched: list[str]) -> None:
+        self.held.remove(fetched)
+
+    async def compute(self, works: Sequence[Work], fetched: list[str]) -> list[str]:
+        self.held.remove(fetched)
         self.batches.append([work.name for work in works])
         await self.gate.wait()
         if any(work.name == "bad" for work in works):
@@ -37,8 +61,10 @@ class Scorer:
 
 
 @asynccontextmanager
-async def running(scorer: Scorer, *, max_works: int = 10, max_size: int = 100) -> AsyncIterator[Batcher[Work, str]]:
-    batcher: Batcher[Work, str] = Batcher(scorer.score, max_works=max_works, max_size=max_size)
+async def running(
+    scorer: Scorer, *, max_works: int = 10, max_size: int = 100
+) -> AsyncIterator[Batcher[Work, list[str], str]]:
+    batcher: Batcher[Work, list[str], str] = Batcher(scorer, max_works=max_works, max_size=max_size)
     task = asyncio.create_task(batcher.run())
     yield batcher
     task.cancel()
@@ -50,7 +76,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def submit_all(batcher: Batcher[Work, str], works: Sequence[Work]) -> list[asyncio.Task[str]]:
+async def submit_all(batcher: Batcher[Work, list[str], str], works: Sequence[Work]) -> list[asyncio.Task[str]]:
     """The first work alone, then, while it is being scored, the others."""
     tasks = [asyncio.create_task(batcher.submit(works[0]))]
     await settle()
@@ -129,8 +155,8 @@ async def test_what_fails_around_the_scoring_ends_neither_the_loop_nor_somebody_
             raise RuntimeError("does not listen")
 
     class Forgetful(Scorer):
-        async def score(self, works: Sequence[Work]) -> list[str]:
-            return (await super().score(works))[: 1 if works[0].name == "b" else None]
+        async def compute(self, works: Sequence[Work], fetched: list[str]) -> list[str]:
+            return (await super().compute(works, fetched))[: -1 if works[-1].name == "c" else None]
 
     scorer = Forgetful()
     scorer.gate.set()
@@ -139,7 +165,7 @@ async def test_what_fails_around_the_scoring_ends_neither_the_loop_nor_somebody_
             await batcher.submit(Unheard("a"))
         results = await asyncio.gather(*(batcher.submit(Work(name)) for name in "bc"), return_exceptions=True)
         assert results[0] == "answer to b"
-        assert isinstance(results[1], ValueError), "one answer for two works"
+        assert isinstance(results[1], ValueError), "no answer for one work"
         assert await batcher.submit(Work("d")) == "answer to d"
 
 
@@ -149,3 +175,109 @@ async def test_stopping_lets_nobody_wait_for_ever() -> None:
         tasks = await submit_all(batcher, [Work("a"), Work("b")])
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+
+
+async def test_the_next_batch_is_fetched_while_one_computes_and_the_one_after_waits() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("a"), Work("b")])
+        assert (scorer.batches, scorer.fetches) == ([["a"]], [["a"], ["b"]])
+        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in "cd"]
+        await settle()
+        assert (scorer.batches, scorer.fetches) == ([["a"]], [["a"], ["b"]]), "one batch in each step"
+        scorer.gate.set()
+        await asyncio.gather(*tasks)
+    assert scorer.batches == scorer.fetches == [["a"], ["b"], ["c", "d"]]
+    assert scorer.held == []
+
+
+async def test_what_needs_no_fetch_joins_the_batch_that_waits_as_long_as_it_fits_and_in_its_turn() -> None:
+    scorer = Scorer()
+    scorer.joining = {"c", "d", "f", "g"}
+    async with running(scorer, max_works=4) as batcher:
+        tasks = await submit_all(batcher, [Work("a"), Work("b")])
+        more = [Work(name) for name in "cdefgh"]
+        tasks += [asyncio.create_task(batcher.submit(work)) for work in more]
+        await settle()
+        tasks[2].cancel()  # c leaves before it could join
+        await settle()
+        scorer.gate.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert scorer.batches == [["a"], ["b", "d"], ["e", "f", "g", "h"]], "f must not overtake e"
+    assert scorer.fetches == [["a"], ["b"], ["e", "f", "g", "h"]]
+    assert all(work.waited_s >= 0 for work in more[1:])
+
+
+async def test_who_leaves_while_his_batch_waits_is_not_computed_and_what_was_fetched_is_given_back() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("a"), Work("b"), Work("c")])
+        assert scorer.held == [["b", "c"]]
+        for task in tasks[1:]:
+            task.cancel()
+        await settle()
+        tasks.append(asyncio.create_task(batcher.submit(Work("d"))))
+        scorer.gate.set()
+        await tasks[3]
+    assert (scorer.batches, scorer.held) == ([["a"], ["d"]], [])
+
+
+async def test_a_failed_fetch_is_tried_again_work_by_work() -> None:
+    scorer = Scorer()
+    scorer.gate.set()
+    async with running(scorer) as batcher, asyncio.timeout(5):
+        works = [Work(name) for name in ("a", "lost", "b")]
+        results = await asyncio.gather(*(batcher.submit(work) for work in works), return_exceptions=True)
+        assert [str(result) for result in results] == ["answer to a", "a lost batch", "answer to b"]
+        with pytest.raises(ValueError, match="a lost batch"):
+            await batcher.submit(Work("lost"))
+    assert (scorer.batches, scorer.held) == ([["a"], ["b"]], [])
+
+
+async def test_a_bad_work_that_joined_fails_alone() -> None:
+    scorer = Scorer()
+    scorer.joining = {"bad", "c"}
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("a"), Work("b")])
+        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in ("bad", "c")]
+        await settle()
+        scorer.gate.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(result) for result in results] == ["answer to a", "answer to b", "a bad batch", "answer to c"]
+    assert scorer.batches == [["a"], ["b", "bad", "c"], ["b"], ["bad"], ["c"]]
+    assert scorer.held == []
+
+
+@pytest.mark.parametrize("open_gate", ["fetch", "neither"])
+async def test_stopping_gives_back_what_is_fetched(open_gate: str) -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = [asyncio.create_task(batcher.submit(Work("a")))]
+        await settle()
+        if open_gate == "neither":
+            scorer.fetch_gate.clear()
+        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in "bc"]
+        await settle()
+        assert scorer.held == ([] if open_gate == "neither" else [["b", "c"]])
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 3
+    assert scorer.held == []
+
+
+async def test_the_next_batch_computes_before_the_answers_of_the_last_are_given_out() -> None:
+    """Writing an answer takes the event loop's time, and the next batch would wait for all of them."""
+    scorer = Scorer()
+    seen: list[int] = []
+    async with running(scorer) as batcher:
+
+        async def call(name: str) -> None:
+            await batcher.submit(Work(name))
+            seen.append(len(scorer.batches))
+
+        tasks = [asyncio.create_task(call("a"))]
+        await settle()
+        tasks += [asyncio.create_task(call(name)) for name in "bc"]
+        await settle()
+        scorer.gate.set()
+        await asyncio.gather(*tasks)
+    assert seen == [2, 2, 2], "when a had its answer, b and c were being computed"

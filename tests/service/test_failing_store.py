@@ -35,7 +35,7 @@ def score(client: httpx.Client, user: object = USER, **more: Any) -> dict[str, A
 
 
 def test_a_killed_store_degrades_and_its_return_is_seen(server: ValkeyServer, cache: Cache, serve: Serve) -> None:
-    client = serve(cache)
+    client = serve(cache, user_cache_mb=0)
     cached = score(client)
     assert (cached["user_state"], cached["degraded"]) == ("cached", [])
     server.terminate()
@@ -67,7 +67,7 @@ def test_a_killed_store_degrades_and_its_return_is_seen(server: ValkeyServer, ca
 
 def test_a_hanging_store_times_out_and_late_replies_reach_nobody(cache: Cache, serve: Serve) -> None:
     """The reply to a read that was given up arrives later: it must not answer the next read."""
-    client = serve(cache, store_timeout_ms=100)
+    client = serve(cache, store_timeout_ms=100, user_cache_mb=0)
     alone = {user: score(client, user) for user in HISTORIES}
     for round_ in range(3):
         cache.redis.execute_command("CLIENT PAUSE", 400, "ALL")
