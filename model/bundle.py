@@ -47,6 +47,7 @@ class Bundle:
     context_features: FeatureSpec
     metadata: dict[str, Any]  # training facts, metrics, absorption gap
     model_id: str
+    serving_dtype: torch.dtype = torch.float32  # of the MLP's products where it is served
 
     @property
     def config(self) -> RankerConfig:
@@ -85,7 +86,7 @@ class Bundle:
     @cached_property
     def serving(self) -> ServingRanker:
         """The ranker as it is served: the same scores, faster. Raises ValueError for one that cannot be cached."""
-        return ServingRanker(self.ranker, torch.from_numpy(self.catalogue.codes_of_row))
+        return ServingRanker(self.ranker, torch.from_numpy(self.catalogue.codes_of_row), self.serving_dtype)
 
     def short_window(self, ids: Sequence[Id]) -> Items:
         """The last S of `ids` (oldest first), encoded newest first, on the CPU."""

@@ -5,13 +5,14 @@ logged and counted, and the old one stays.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from model.bundle import Bundle, BundleError, load_bundle
 from model.cache_format import Manifest, ManifestError, Published, is_model_id
+from model.serving_error import logit_error
 from service.errors import PublicationError, StartupError, StoreError
 from service.store import Store
 
@@ -38,7 +39,16 @@ class ActiveModel:
         return (self.model_id, self.generation) == (published.model_id, published.generation)
 
 
-async def choose(store: Store, bundles_dir: Path, pinned: str | None, device: torch.device) -> ActiveModel:
+@dataclass(frozen=True)
+class Placement:
+    """Where and in what numbers a model is to be served."""
+
+    device: torch.device
+    dtype: torch.dtype
+    max_logit_error: float  # of a dtype other than float32; one that is further off is not served
+
+
+async def choose(store: Store, bundles_dir: Path, pinned: str | None, placement: Placement) -> ActiveModel:
     """What to serve first: what the store says is active; where it says nothing, the pinned or the only bundle.
 
     Raises StartupError, with what to do, when that leaves nothing to serve.
@@ -47,7 +57,7 @@ async def choose(store: Store, bundles_dir: Path, pinned: str | None, device: to
         pointer = await store.read_active()
         if pointer is not None:
             manifest = await find_manifest(store, pointer.current)
-            bundle = open_bundle(bundles_dir, pointer.current.model_id, device)
+            bundle = open_bundle(bundles_dir, pointer.current.model_id, placement)
             return activate(manifest, bundle)
     except (ManifestError, PublicationError) as error:
         raise StartupError(f"what the store says is active cannot be served: {error}") from error
@@ -55,12 +65,12 @@ async def choose(store: Store, bundles_dir: Path, pinned: str | None, device: to
         logger.warning("starting without the store, every user is a miss until it answers: %s", error)
     model_id = pinned or _only_bundle(bundles_dir)
     try:
-        return ActiveModel(open_bundle(bundles_dir, model_id, device), None)
+        return ActiveModel(open_bundle(bundles_dir, model_id, placement), None)
     except PublicationError as error:
         raise StartupError(str(error)) from error
 
 
-def open_bundle(bundles_dir: Path, model_id: str, device: torch.device) -> Bundle:
+def open_bundle(bundles_dir: Path, model_id: str, placement: Placement) -> Bundle:
     """The bundle of `model_id`. Raises PublicationError."""
     folder = bundles_dir / model_id
     if not folder.is_dir():
@@ -69,7 +79,7 @@ def open_bundle(bundles_dir: Path, model_id: str, device: torch.device) -> Bundl
             "or publish a cache of a model that is there (python -m cache_builder build)"
         )
     try:
-        bundle = load_bundle(folder, device)
+        bundle = load_bundle(folder, placement.device)
     except BundleError as error:
         raise PublicationError(f"the bundle at {folder} does not load: {error}") from error
     except Exception as error:  # a full GPU, a folder without permission, what a file of another version brings
@@ -81,7 +91,22 @@ def open_bundle(bundles_dir: Path, model_id: str, device: torch.device) -> Bundl
             f"model {model_id} cannot be served: its long attention {bundle.config.long_attention} reads the whole "
             'history for every candidate; train one with long_attention = "lrea" (or "none")'
         )
-    return bundle
+    return _in_dtype(bundle, placement)
+
+
+def _in_dtype(bundle: Bundle, placement: Placement) -> Bundle:
+    """The bundle to be served in the wanted dtype, or in float32 where that moves its logits too far."""
+    if placement.dtype == torch.float32:
+        return bundle
+    error = logit_error(bundle, placement.dtype)
+    if not error <= placement.max_logit_error:
+        logger.warning(
+            "model %s is served in float32: %s moves its logits by up to %.1e, and LREA_MAX_LOGIT_ERROR is %.1e",
+            *(bundle.model_id, placement.dtype, error, placement.max_logit_error),
+        )
+        return bundle
+    logger.info("model %s is served in %s, logits within %.1e", bundle.model_id, placement.dtype, error)
+    return replace(bundle, serving_dtype=placement.dtype)
 
 
 async def find_manifest(store: Store, published: Published) -> Manifest:

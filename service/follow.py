@@ -19,7 +19,7 @@ from model.bundle import Bundle
 from model.cache_format import ManifestError, Published
 from model.identifiers import Id
 from model.ranker import ScoringInput
-from service.active import NO_ACTIVE_GENERATION, ActiveModel, activate, find_manifest, open_bundle
+from service.active import NO_ACTIVE_GENERATION, ActiveModel, Placement, activate, find_manifest, open_bundle
 from service.errors import PublicationError, StoreError
 from service.metrics import Metrics
 from service.store import Store
@@ -48,6 +48,7 @@ class ModelFollower:
         *,
         store: Store,
         bundles_dir: Path,
+        placement: Placement,
         metrics: Metrics,
         user_cache: UserCache,
         poll_s: float,
@@ -56,6 +57,7 @@ class ModelFollower:
         self.ready = False  # warm
         self._store = store
         self._bundles_dir = bundles_dir
+        self._placement = placement
         self._metrics = metrics
         self._user_cache = user_cache
         self._poll_s = poll_s
@@ -127,7 +129,7 @@ class ModelFollower:
         manifest = await find_manifest(self._store, published)
         bundle = self.current.bundle
         if published.model_id != bundle.model_id:
-            bundle = await asyncio.to_thread(open_bundle, self._bundles_dir, published.model_id, bundle.device)
+            bundle = await asyncio.to_thread(open_bundle, self._bundles_dir, published.model_id, self._placement)
             await asyncio.to_thread(warm_up, bundle)
         return activate(manifest, bundle)
 

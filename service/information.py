@@ -83,6 +83,7 @@ class Information:
                 model_id=active.model_id,
                 generation=active.generation,
                 device=str(active.device),
+                dtype=str(active.bundle.serving_dtype).removeprefix("torch."),
                 user_id_type=bundle.user_kind,
                 item_id_type=bundle.item_kind,
                 long_length=config.long_length,

@@ -54,8 +54,7 @@ class Observe:
             await internal_error(Request(scope))(scope, receive, send_and_note)
         finally:
             route = getattr(scope.get("route"), "path", NO_ROUTE)
-            self._metrics.requests.labels(route, status or CANCELLED).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+            self._metrics.count_request(route, status or CANCELLED, time.perf_counter() - started)
 
 
 class _RequestIds:

@@ -137,6 +137,7 @@ class ModelResponse(_Strict):
     model_id: str = Field(description="content hash of the model")
     generation: str | None = Field(description="generation of the cache")
     device: str = Field(description="where it computes")
+    dtype: str = Field(description="number format of the MLP's products")
     user_id_type: Literal["int", "string"] = Field(description="JSON type of user_id")
     item_id_type: Literal["int", "string"] = Field(description="JSON type of item ids")
     long_length: int = Field(description="L: rows of the long history")

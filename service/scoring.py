@@ -25,7 +25,8 @@ from service.timing import Stages, slowest
 from service.user_lookup import Fetched
 
 T = TypeVar("T")
-INLINE_CANDIDATES = 1024  # looked up in 0.15 ms; handing them to a thread and back takes as long, and more under load
+INLINE_LOOKUPS = 1024  # take 0.15 ms; handing them to a thread and back takes as long, and more under load
+LOOKUPS_OF_A_STRING = 8  # against those of an integer
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,12 @@ class Scoring:
 
     async def _prepare(self, requests: Sequence[CheckedRequest]) -> list[ScoringJob]:
         """Look everything up; of more than a few ids on a thread, which costs more than they do."""
-        few = sum(len(checked.request.candidates) for checked in requests) <= INLINE_CANDIDATES
-        if few and all(checked.history is None and checked.request.candidate_features is None for checked in requests):
+        if sum(map(_lookups, requests)) <= INLINE_LOOKUPS:
             return _prepare_all(requests)
         return await _on(self._encode_executor, _prepare_all, requests)
 
     def _count(self, job: ScoringJob, score: Score) -> None:
-        self._metrics.users.labels(score.origin).inc()
+        self._metrics.count_user(score.origin)
         self._metrics.candidates.inc(job.size)
         self._metrics.unknown_candidates.inc(job.unknown_candidates)
         for reason in score.degraded:
@@ -135,6 +135,15 @@ def best(logits_B: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.intp]:
     Not by probability: those of the logits 18 and 25 are the same float32.
     """
     return np.argsort(-logits_B, kind="stable")[:top_k]
+
+
+def _lookups(checked: CheckedRequest) -> int:
+    """What it costs to look up a request's ids, in integers; one with a history has to be compressed besides."""
+    if checked.history is not None:
+        return INLINE_LOOKUPS + 1
+    columns = 1 + len(checked.request.candidate_features or ())
+    each = 1 if checked.model.bundle.item_kind == "int" and columns == 1 else LOOKUPS_OF_A_STRING
+    return columns * each * len(checked.request.candidates)
 
 
 def _prepare_all(requests: Sequence[CheckedRequest]) -> list[ScoringJob]:

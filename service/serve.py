@@ -16,8 +16,9 @@ import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import ASGIApp
 
+from model.allocator import keep_freed_memory
 from model.device import choose_device
-from service.active import choose
+from service.active import Placement, choose
 from service.app import create_app
 from service.batcher import Batcher
 from service.errors import StartupError
@@ -63,6 +64,7 @@ def run(main: Coroutine[Any, Any, None], torch_threads: int) -> None:
     """
     if torch_threads:
         torch.set_num_threads(torch_threads)
+    keep_freed_memory()
     # While a model is loaded there is nothing to finish: SIGTERM ends the process as SIGINT does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -93,8 +95,9 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
     async with AsyncExitStack() as stack:
         store = Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3)
         stack.push_async_callback(store.close)
+        placement = Placement(_device(settings), getattr(torch, settings.dtype), settings.max_logit_error)
         # A signal that comes while the store is asked must end it, whatever redis-py awaits.
-        model = await await_or_end(choose(store, settings.bundles_dir, settings.model_id, _device(settings)))
+        model = await await_or_end(choose(store, settings.bundles_dir, settings.model_id, placement))
         # One thread each, so that a forward never waits until thousands of ids of later requests are looked up, nor
         # a request of usual size until a large body is read.
         parse_executor = stack.enter_context(ThreadPoolExecutor(1, "parse"))
@@ -107,6 +110,7 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             model,
             store=store,
             bundles_dir=settings.bundles_dir,
+            placement=placement,
             metrics=metrics,
             user_cache=user_cache,
             poll_s=settings.poll_seconds,

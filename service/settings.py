@@ -34,6 +34,12 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto: cuda where there is one"
     )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the MLP's products; bfloat16 is refused where it moves logits too far"
+    )
+    max_logit_error: float = Field(
+        0.02, gt=0, description="most that LREA_DTYPE may move a logit, measured when a model is loaded; else float32"
+    )
     torch_threads: int = Field(
         0, ge=0, description="CPU threads of one forward; 0: as many as torch takes, shared out among the workers"
     )

@@ -35,7 +35,7 @@ class Stages:
 
     def observe(self, metrics: Metrics) -> None:
         for stage, seconds in self.seconds.items():
-            metrics.stage_seconds.labels(stage).observe(seconds)
+            metrics.seconds_of_stage[stage].observe(seconds)
 
     def server_timing(self) -> str:
         """The value of a `Server-Timing` header, in milliseconds."""
