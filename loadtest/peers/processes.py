@@ -1,0 +1,85 @@
+"""A server and all the processes that it starts, on one core: started, paused, its CPU counted, stopped. Linux only."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+STOP_S = 10.0
+
+
+class Server:
+    """One running server. It is the head of a process group, so that nothing it started outlives it."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], core: int, log: Path) -> None:
+        """environment: added to this process's own."""
+        added = [f"{name}={value}" for name, value in environment.items()]
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                ["taskset", "-c", str(core), "env", *added, *command],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._log = log
+
+    def check_alive(self) -> None:
+        """Raises RuntimeError with the end of its log if it has ended."""
+        if self._process.poll() is not None:
+            end = self._log.read_text(errors="replace")[-2000:]
+            raise RuntimeError(f"a server ended with status {self._process.returncode}: {end}")
+
+    def cpu_s(self) -> float:
+        """CPU seconds of its processes so far."""
+        return sum(cpu_s_of(process) for process in tree(self._process.pid))
+
+    def pause(self) -> None:
+        """Stop all of it where it is: a server that is not measured must not take time from the one that is."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on."""
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End it, kindly at first."""
+        self.resume()
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(sign)
+            deadline = time.monotonic() + STOP_S
+            while time.monotonic() < deadline and tree(self._process.pid):
+                self._process.poll()
+                time.sleep(0.05)
+
+    def _signal(self, sign: signal.Signals) -> None:
+        for process in tree(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(process, sign)
+
+
+def tree(session: int) -> list[int]:
+    """The living processes of a session, whoever their parents are by now."""
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and _session_of(path) == session]
+
+
+def cpu_s_of(process: int) -> float:
+    """User and system seconds of a process, its threads and its children that have ended; 0 if it is gone."""
+    fields = _stat(Path(f"/proc/{process}"))
+    return sum(map(int, fields[11:15])) * _TICK_S if fields else 0.0
+
+
+def _session_of(folder: Path) -> int | None:
+    fields = _stat(folder)
+    return int(fields[3]) if fields and fields[0] != "Z" else None
+
+
+def _stat(folder: Path) -> list[str]:
+    """The fields of /proc/PID/stat behind the name, which may hold blanks: state, parent, group, session, …"""
+    try:
+        return (folder / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []

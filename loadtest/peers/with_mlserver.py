@@ -1,0 +1,42 @@
+"""The scorer behind MLServer: a custom runtime that speaks its protocol (Open Inference v2), with adaptive batching.
+
+A batch is requests joined along the first axis, so it holds one number of candidates: MLServer asks that of whoever
+turns batching on. The load of this benchmark has one number at a time.
+"""
+
+from typing import Any
+
+import numpy as np
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceRequest, InferenceResponse
+from redis.asyncio import Redis
+
+from loadtest.peers.work import Place, Work
+
+NAME = "scoring"
+MAX_BATCH, BATCH_WAIT_S = 16, 0.002
+
+
+class ScoringRuntime(MLModel):
+    """user_id int64 [n, 1] and candidates int64 [n, B] to scores float32 [n, B]."""
+
+    async def load(self) -> bool:
+        place = Place(**self.settings.parameters.extra)
+        self._work = Work(place)
+        self._redis = Redis.from_url(place.store, protocol=2)
+        self._one_thread = CapacityLimiter(1)
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        given = {tensor.name: NumpyCodec.decode_input(tensor) for tensor in payload.inputs}
+        user_ids = given["user_id"].reshape(-1).tolist()
+        records = await self._redis.mget([self._work.key(user_id) for user_id in user_ids])
+        scores = await run_sync(self._scores, user_ids, given["candidates"], records, limiter=self._one_thread)
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("scores", scores)])
+
+    def _scores(self, user_ids: list[int], candidates_nB: Any, records: list[bytes | None]) -> Any:
+        asked = zip(user_ids, candidates_nB.tolist(), records, strict=True)
+        return np.array(self._work.scores([self._work.scoring_input(*question) for question in asked]), np.float32)
