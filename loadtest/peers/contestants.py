@@ -86,7 +86,7 @@ def _bentoml(python: str) -> Contestant:
 def _mlserver(python: str) -> Contestant:
     def command(place: Place, port: int, folder: Path) -> list[str]:
         _write_mlserver(folder, place, port)
-        return [python, "-m", "mlserver", "start", str(folder)]
+        return [python, "-m", "mlserver.cli.main", "start", str(folder)]
 
     def body(user_id: int, candidates: Sequence[int]) -> dict[str, Any]:
         return {"inputs": [_tensor("user_id", [user_id]), _tensor("candidates", candidates)]}

@@ -44,7 +44,8 @@ def create_app(place: Place) -> FastAPI:
     one_thread = anyio.CapacityLimiter(1)
 
     def score(user_id: int, candidates: Sequence[int], data: bytes | None) -> list[float]:
-        return work.scores([work.scoring_input(user_id, candidates, data)])[0]
+        [scores] = work.scores([work.scoring_input(user_id, candidates, data)])
+        return scores.tolist()
 
     @app.post("/score")
     async def score_candidates(request: ScoreRequest) -> ScoreResponse:

@@ -9,11 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+_ROOT = Path(__file__).parents[2]
 STOP_S = 10.0
 
 
 class Server:
-    """One running server. It is the head of a process group, so that nothing it started outlives it."""
+    """One running server, in the repository's folder and in a session of its own: Ctrl-C ends the benchmark first."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], core: int, log: Path) -> None:
         """environment: added to this process's own."""
@@ -23,6 +24,7 @@ class Server:
                 ["taskset", "-c", str(core), "env", *added, *command],
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                cwd=_ROOT,
                 start_new_session=True,
             )
         self._log = log
@@ -48,22 +50,25 @@ class Server:
     def stop(self) -> None:
         """End it, kindly at first."""
         self.resume()
+        ending = tree(self._process.pid)  # now: whoever loses his parent is no longer in it
         for sign in (signal.SIGTERM, signal.SIGKILL):
-            self._signal(sign)
+            _signal(ending, sign)
             deadline = time.monotonic() + STOP_S
-            while time.monotonic() < deadline and tree(self._process.pid):
+            while time.monotonic() < deadline and any(_alive(process) for process in ending):
                 self._process.poll()
                 time.sleep(0.05)
 
     def _signal(self, sign: signal.Signals) -> None:
-        for process in tree(self._process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(process, sign)
+        _signal(tree(self._process.pid), sign)
 
 
-def tree(session: int) -> list[int]:
-    """The living processes of a session, whoever their parents are by now."""
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and _session_of(path) == session]
+def tree(root: int) -> list[int]:
+    """A process and its living descendants."""
+    parents = {int(path.name): _parent_of(path) for path in Path("/proc").iterdir() if path.name.isdigit()}
+    found = [root]
+    for process in found:  # which grows
+        found += [child for child, parent in parents.items() if parent == process]
+    return found
 
 
 def cpu_s_of(process: int) -> float:
@@ -72,9 +77,20 @@ def cpu_s_of(process: int) -> float:
     return sum(map(int, fields[11:15])) * _TICK_S if fields else 0.0
 
 
-def _session_of(folder: Path) -> int | None:
+def _signal(processes: Sequence[int], sign: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, sign)
+
+
+def _alive(process: int) -> bool:
+    fields = _stat(Path(f"/proc/{process}"))
+    return bool(fields) and fields[0] != "Z"
+
+
+def _parent_of(folder: Path) -> int | None:
     fields = _stat(folder)
-    return int(fields[3]) if fields and fields[0] != "Z" else None
+    return int(fields[1]) if fields else None
 
 
 def _stat(folder: Path) -> list[str]:

@@ -48,4 +48,5 @@ class Scoring:
         """One MGET and one forward per batch, on BentoML's thread."""
         records: Any = self._redis.mget([self._work.key(question.user_id) for question in questions])
         asked = zip(questions, records, strict=True)
-        return self._work.scores([self._work.scoring_input(q.user_id, q.candidates, data) for q, data in asked])
+        inputs = [self._work.scoring_input(q.user_id, q.candidates, data) for q, data in asked]
+        return [scores.tolist() for scores in self._work.scores(inputs)]

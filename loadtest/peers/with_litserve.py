@@ -5,7 +5,7 @@ from typing import Any
 import litserve
 from redis import Redis
 
-from loadtest.peers.work import Place, Work, read_command_line
+from loadtest.peers.work import Place, Scores, Work, read_command_line
 
 MAX_BATCH, BATCH_WAIT_S = 16, 0.002
 
@@ -28,16 +28,16 @@ class ScoringApi(litserve.LitAPI):
     def batch(self, inputs: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
         return inputs
 
-    def predict(self, x: list[tuple[int, list[int]]]) -> list[list[float]]:
+    def predict(self, x: list[tuple[int, list[int]]]) -> list[Scores]:
         records: Any = self._redis.mget([self._work.key(user_id) for user_id, _ in x])
         asked = zip(x, records, strict=True)
         return self._work.scores([self._work.scoring_input(*question, data) for question, data in asked])
 
-    def unbatch(self, output: list[list[float]]) -> list[list[float]]:
+    def unbatch(self, output: list[Scores]) -> list[Scores]:
         return output
 
-    def encode_response(self, output: list[float]) -> dict[str, list[float]]:
-        return {"scores": output}
+    def encode_response(self, output: Scores) -> dict[str, list[float]]:
+        return {"scores": output.tolist()}
 
 
 if __name__ == "__main__":

@@ -39,4 +39,4 @@ class ScoringRuntime(MLModel):
 
     def _scores(self, user_ids: list[int], candidates_nB: Any, records: list[bytes | None]) -> Any:
         asked = zip(user_ids, candidates_nB.tolist(), records, strict=True)
-        return np.array(self._work.scores([self._work.scoring_input(*question) for question in asked]), np.float32)
+        return np.stack(self._work.scores([self._work.scoring_input(*question) for question in asked]))

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from redis import Redis
 from torch import Tensor
@@ -19,6 +21,8 @@ from torch import Tensor
 from model.bundle import load_bundle
 from model.cache_format import ActivePointer, active_key, decode, record_key
 from model.ranker import ScoringInput
+
+Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,9 @@ class Work:
         )
 
     @torch.no_grad()
-    def scores(self, inputs: Sequence[ScoringInput]) -> list[list[float]]:
-        """Probabilities of each request's candidates, in one forward."""
-        return [torch.sigmoid(logits_B).tolist() for logits_B in self.logits(inputs)]
+    def scores(self, inputs: Sequence[ScoringInput]) -> list[Scores]:
+        """Probabilities float32 [B] of each request's candidates, in one forward."""
+        return [torch.sigmoid(logits_B).numpy() for logits_B in self.logits(inputs)]
 
     def logits(self, inputs: Sequence[ScoringInput]) -> list[Tensor]:
         """The forward: the one line that a faster scorer replaces."""
