@@ -1,7 +1,7 @@
 """A scoring endpoint as one writes it by FastAPI's documentation: models in and out, the forward on a thread.
 
 One forward per request and no batches: FastAPI has none. One thread at a time, for there is one core: with the default
-of 40 they take it from each other (docs/peers.md has both).
+of 40 they take it from each other.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -57,5 +57,5 @@ def create_app(place: Place) -> FastAPI:
 
 
 if __name__ == "__main__":
-    asked, chosen_port = read_command_line()
-    uvicorn.run(create_app(asked), host="127.0.0.1", port=chosen_port, access_log=False, log_level="warning")
+    asked = read_command_line()
+    uvicorn.run(create_app(asked.place), host="127.0.0.1", port=asked.port, access_log=False, log_level="warning")

@@ -5,7 +5,6 @@ All of them live throughout; whoever is not measured is stopped with SIGSTOP, fo
 
 import asyncio
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ import orjson
 import uvloop
 
 from loadtest.closed_loop import Check, Load, LoadError, drive, http_request
-from loadtest.peers.contestants import ONE_THREAD, Contestant
+from loadtest.peers.contestants import ONE_THREAD, Contestant, free_port
 from loadtest.peers.processes import Server
 from loadtest.peers.work import Place
 from loadtest.synthetic_cache import Shape
@@ -177,14 +176,6 @@ def check_of(contestant: Contestant, size: int) -> Check:
         return None if found == size else f"{contestant.name} gave {found} scores for {size} candidates"
 
     return check
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _wait_until_ready(server: Server, contestant: Contestant, port: int, asked: Sequence[Question]) -> None:

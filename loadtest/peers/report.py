@@ -1,12 +1,12 @@
 """From rounds to figures: medians, ratios and tables."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from loadtest.peers.contestants import FRAMEWORKS, SERVICE
+from loadtest.peers.contestants import SERVICE, SERVICE_CACHED, framework_of
 from loadtest.peers.race import Measured
 
 BUSY = 0.9  # share of the callers' core above which they were the bottleneck, not the server
@@ -45,8 +45,8 @@ class Comparison:
     candidates: int
     callers: int
     over_best_framework: float | None  # requests/s, as a ratio; None where no framework was measured
-    over_fastapi: float
-    p99_over_best_peer: float  # below 1: nobody's is shorter
+    over_fastapi: float | None
+    p99_over_best_peer: float | None  # below 1: nobody's is shorter
     over_bound: float | None  # requests/s beside the forward alone; None for the null scorer
     cpu_us_over_bound: float | None  # CPU per request minus the forward's alone
 
@@ -60,16 +60,18 @@ def compare(found: Sequence[Measured], bound: Bound | None) -> list[Comparison]:
             for each in found
             if (each.candidates, each.callers) == (ours.candidates, ours.callers)
         }
-        peers = [here[name] for name in (*FRAMEWORKS, "fastapi") if name in here]
-        frameworks = [here[name].requests_per_s for name in FRAMEWORKS if name in here]
+        peers = [peer for name, peer in here.items() if name not in (SERVICE, SERVICE_CACHED)]
+        frameworks = [peer.requests_per_s for peer in peers if framework_of(peer.contestant)]
         limit = None if bound is None else bound[ours.candidates]
         rows.append(
             Comparison(
                 candidates=ours.candidates,
                 callers=ours.callers,
-                over_best_framework=_round(ours.requests_per_s / max(frameworks)) if frameworks else None,
-                over_fastapi=_round(ours.requests_per_s / here["fastapi"].requests_per_s),
-                p99_over_best_peer=_round(ours.p99_ms / min(peer.p99_ms for peer in peers)),
+                over_best_framework=_over(ours.requests_per_s, frameworks),
+                over_fastapi=_over(
+                    ours.requests_per_s, [peer.requests_per_s for peer in peers if peer.contestant == "fastapi"]
+                ),
+                p99_over_best_peer=_over(ours.p99_ms, [peer.p99_ms for peer in peers], min),
                 over_bound=None if limit is None else _round(ours.requests_per_s / limit["requests_per_s"]),
                 cpu_us_over_bound=None if limit is None else _round(ours.cpu_us - limit["cpu_us"]),
             )
@@ -122,6 +124,11 @@ def _warning(rows: Sequence[Measured]) -> str:
     if busiest <= BUSY:
         return f"\nCallers and store took at most {busiest:.0%} of their core.\n"
     return "\n\\* callers and store took more than 90 % of their core: the server could do more.\n"
+
+
+def _over(ours: float, theirs: Sequence[float], best: Callable[[Sequence[float]], float] = max) -> float | None:
+    """A ratio to the best of the others; None where there is none."""
+    return _round(ours / best(theirs)) if theirs else None
 
 
 def _round(value: float) -> float:

@@ -8,6 +8,7 @@ store are on the other. Twice, with a null scorer and with the real one. Tables 
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -130,8 +131,8 @@ def _versions(pythons: Mapping[str, Path]) -> dict[str, str]:
 def main(
     peer: Annotated[list[str], typer.Option(metavar="NAME=PYTHON", help="an environment with that framework")] = [],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="interleaved, of every contestant")] = 3,
-    seconds: Annotated[float, typer.Option(help="of each measurement in a round")] = 2.0,
-    quick: Annotated[bool, typer.Option(help="one round of 0.7 s: for a first look")] = False,
+    seconds: Annotated[float, typer.Option(help="of each measurement in a round")] = 1.4,
+    quick: Annotated[bool, typer.Option(help="one round of 0.4 s: for a first look")] = False,
     scorer: Annotated[list[str], typer.Option(help="null, real")] = ["null", "real"],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="contestants, by name; all of them if not given")] = [],  # noqa: B006
     callers: Annotated[list[int], typer.Option(help="concurrency")] = [1, 16, 64],  # noqa: B006
@@ -141,8 +142,10 @@ def main(
     """Measure the service beside its peers."""
     if not {SERVER_CORE, LOAD_CORE} <= os.sched_getaffinity(0):
         raise typer.BadParameter(f"this process may use cores {sorted(os.sched_getaffinity(0))}: wanted 0 and 1")
+    # SIGTERM as Ctrl-C: the servers are stopped, not left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     pythons = _pythons(peer)
-    plan = Plan(tuple(candidates), tuple(callers), 1 if quick else rounds, 0.7 if quick else seconds, SERVER_CORE)
+    plan = Plan(tuple(candidates), tuple(callers), 1 if quick else rounds, 0.4 if quick else seconds, SERVER_CORE)
     started = time.perf_counter()
     result = measure(pythons, plan, scorer, only, Shape())
     result |= {"rounds": plan.rounds, "seconds": plan.seconds, "versions": _versions(pythons)}

@@ -1,18 +1,23 @@
-"""The scorer behind BentoML: a service with one batchable API, whose batches are read by one MGET.
+"""The scorer behind BentoML: a service with one API, batchable or not.
 
-Loaded by `bentoml serve loadtest.peers.with_bentoml:Scoring`, which hands the place over as its arguments. A batchable
-API takes a list and answers one: a request is a list of one question.
+Loaded by `bentoml serve loadtest.peers.with_bentoml:InBatches`, or `:OneByOne`, which hands the place over as its
+arguments. A batchable API takes a list and answers one: there a request is a list of one question. Its dispatcher
+waits for a batch in ticks of a millisecond, so one caller alone is faster one by one: both are measured.
 """
 
 from typing import Any
 
 import bentoml
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from pydantic import BaseModel
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 from loadtest.peers.work import Place, Work
 
 MAX_BATCH = 16
+SERVICE: dict[str, Any] = {"workers": 1, "threads": 1, "metrics": {"enabled": False}}  # there is one core
 
 
 class PlaceArguments(BaseModel):
@@ -31,22 +36,42 @@ class Question(BaseModel):
     candidates: list[int]
 
 
-arguments = bentoml.use_arguments(PlaceArguments)
+place = Place(**bentoml.use_arguments(PlaceArguments).model_dump())
 
 
-@bentoml.service(workers=1, threads=1, metrics={"enabled": False})
-class Scoring:
-    """One worker process: there is one core."""
+@bentoml.service(**SERVICE)
+class InBatches:
+    """One MGET and one forward per batch, on BentoML's thread."""
 
     def __init__(self) -> None:
-        place = Place(**arguments.model_dump())
         self._work = Work(place)
         self._redis = Redis.from_url(place.store, protocol=2)
 
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH)
     def score(self, questions: list[Question]) -> list[list[float]]:
-        """One MGET and one forward per batch, on BentoML's thread."""
+        """Scores of each question."""
         records: Any = self._redis.mget([self._work.key(question.user_id) for question in questions])
         asked = zip(questions, records, strict=True)
-        inputs = [self._work.scoring_input(q.user_id, q.candidates, data) for q, data in asked]
+        inputs = [self._work.scoring_input(question.user_id, question.candidates, data) for question, data in asked]
         return [scores.tolist() for scores in self._work.scores(inputs)]
+
+
+@bentoml.service(**SERVICE)
+class OneByOne:
+    """The read of the store awaited, the forward on a thread."""
+
+    def __init__(self) -> None:
+        self._work = Work(place)
+        self._redis = AsyncRedis.from_url(place.store, protocol=2)
+        self._one_thread = CapacityLimiter(1)
+
+    @bentoml.api
+    async def score(self, user_id: int, candidates: list[int]) -> list[float]:
+        """Scores of one question."""
+        data = await self._redis.get(self._work.key(user_id))
+        return await run_sync(self._score, user_id, candidates, data, limiter=self._one_thread)
+
+    def _score(self, user_id: int, candidates: list[int], data: bytes | None) -> list[float]:
+        [scores] = self._work.scores([self._work.scoring_input(user_id, candidates, data)])
+        found: list[float] = scores.tolist()
+        return found

@@ -1,7 +1,8 @@
 """The scorer behind MLServer: a custom runtime that speaks its protocol (Open Inference v2), with adaptive batching.
 
 A batch is requests joined along the first axis, so it holds one number of candidates: MLServer asks that of whoever
-turns batching on. The load of this benchmark has one number at a time.
+turns batching on, and the load of this benchmark has one number at a time. A batch waits for the time that it is given,
+full or not, so one caller alone is faster one by one: both are measured.
 """
 
 from typing import Any
@@ -15,9 +16,6 @@ from mlserver.types import InferenceRequest, InferenceResponse
 from redis.asyncio import Redis
 
 from loadtest.peers.work import Place, Work
-
-NAME = "scoring"
-MAX_BATCH, BATCH_WAIT_S = 16, 0.002
 
 
 class ScoringRuntime(MLModel):

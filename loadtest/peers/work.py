@@ -97,10 +97,19 @@ def zeros(inputs: Sequence[ScoringInput]) -> list[Tensor]:
     return [torch.zeros(len(request.candidates.rows)) for request in inputs]
 
 
-def read_command_line() -> tuple[Place, int]:
-    """The place and the port that a peer is started with."""
+@dataclass(frozen=True)
+class Asked:
+    """What a peer is started with."""
+
+    place: Place
+    port: int
+    one_by_one: bool  # the server's batching is off
+
+
+def read_command_line() -> Asked:
+    """The command line of the peers that are started as modules."""
     parser = argparse.ArgumentParser()
     parser.add_argument("place", type=Place.of_json)
     parser.add_argument("port", type=int)
-    asked = parser.parse_args()
-    return asked.place, asked.port
+    parser.add_argument("--one-by-one", action="store_true")
+    return Asked(**vars(parser.parse_args()))
