@@ -4,7 +4,7 @@ One forward per request and no batches: FastAPI has none. One thread at a time, 
 of 40 they take it from each other.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
-from loadtest.peers.work import Place, Work, read_command_line
+from loadtest.peers.work import Place, Stored, Work, read_command_line
 
 
 class ScoreRequest(BaseModel):
@@ -43,9 +43,10 @@ def create_app(place: Place) -> FastAPI:
     app = FastAPI(lifespan=lifespan)
     one_thread = anyio.CapacityLimiter(1)
 
-    def score(user_id: int, candidates: Sequence[int], data: bytes | None) -> list[float]:
+    def score(user_id: int, candidates: list[int], data: Stored) -> list[float]:
         [scores] = work.scores([work.scoring_input(user_id, candidates, data)])
-        return scores.tolist()
+        found: list[float] = scores.tolist()
+        return found
 
     @app.post("/score")
     async def score_candidates(request: ScoreRequest) -> ScoreResponse:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from loadtest.peers.work import Place, Work
+from loadtest.peers.work import Place, Stored, Work
 
 MAX_BATCH = 16
 SERVICE: dict[str, Any] = {"workers": 1, "threads": 1, "metrics": {"enabled": False}}  # there is one core
@@ -71,7 +71,7 @@ class OneByOne:
         data = await self._redis.get(self._work.key(user_id))
         return await run_sync(self._score, user_id, candidates, data, limiter=self._one_thread)
 
-    def _score(self, user_id: int, candidates: list[int], data: bytes | None) -> list[float]:
+    def _score(self, user_id: int, candidates: list[int], data: Stored) -> list[float]:
         [scores] = self._work.scores([self._work.scoring_input(user_id, candidates, data)])
         found: list[float] = scores.tolist()
         return found

@@ -15,7 +15,7 @@ from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 from redis.asyncio import Redis
 
-from loadtest.peers.work import Place, Work
+from loadtest.peers.work import Place, Stored, Work
 
 
 class ScoringRuntime(MLModel):
@@ -35,6 +35,6 @@ class ScoringRuntime(MLModel):
         scores = await run_sync(self._scores, user_ids, given["candidates"], records, limiter=self._one_thread)
         return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("scores", scores)])
 
-    def _scores(self, user_ids: list[int], candidates_nB: Any, records: list[bytes | None]) -> Any:
+    def _scores(self, user_ids: list[int], candidates_nB: Any, records: list[Stored]) -> Any:
         asked = zip(user_ids, candidates_nB.tolist(), records, strict=True)
         return np.stack(self._work.scores([self._work.scoring_input(*question) for question in asked]))

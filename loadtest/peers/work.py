@@ -22,6 +22,7 @@ from model.bundle import load_bundle
 from model.cache_format import ActivePointer, active_key, decode, record_key
 from model.ranker import ScoringInput
 
+Stored = bytes | str | None  # what redis-py may give for a key
 Scores = npt.NDArray[np.float32]
 
 
@@ -62,9 +63,9 @@ class Work:
         """The key of a user's record."""
         return record_key(self._place.prefix, self._bundle.model_id, self._generation, user_id)
 
-    def scoring_input(self, user_id: int, candidates: Sequence[int], data: bytes | None) -> ScoringInput:
+    def scoring_input(self, user_id: int, candidates: Sequence[int], data: Stored) -> ScoringInput:
         """A request, encoded. data: the user's record as stored. Raises ValueError if there is none or it is broken."""
-        if data is None:
+        if not isinstance(data, bytes):
             raise ValueError(f"user {user_id} has no record: ask for a user of the published cache")
         bundle = self._bundle
         record = decode(
