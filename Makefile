@@ -17,7 +17,10 @@ FEAST := 0.67.0
 PEERS := litserve==0.2.19 bentoml==1.4.40 mlserver==1.7.1
 # What `model` needs, as the lock has it; everything else in a peer's environment is what the peer asks for.
 PEERS_VENV := .venv-peers
-PEERS_SHARED := hiredis|numpy|orjson|polars|pyarrow|redis|safetensors|torch|typer|uvloop|xxhash
+PEERS_PYTHONS = $(foreach peer,$(PEERS),--peer $(firstword $(subst ==, ,$(peer)))=$(PEERS_VENV)-$(firstword $(subst ==, ,$(peer)))/bin/python)
+# For its command, e.g. PEERS_FLAGS="--quick --json FILE".
+PEERS_FLAGS ?=
+PEERS_SHARED := hiredis|httptools|numpy|orjson|polars|pyarrow|redis|safetensors|torch|typer|uvloop|xxhash
 
 # What lint and types look at; a folder that does not exist yet is left out.
 CODE := $(wildcard model service cache_builder loadtest tests scripts)
@@ -83,8 +86,7 @@ bench-peers: $(READY) ## measure the service beside LitServe, BentoML, MLServer 
 	    test -x $$venv/bin/pip || $(PYTHON) -m venv $$venv; \
 	    $$venv/bin/python -m pip install --quiet $(PIP_FLAGS) $$peer $$(grep -E '^($(PEERS_SHARED))==' requirements.lock); \
 	done
-	$(BIN)/python -m loadtest.peers.run $(foreach peer,$(PEERS),--peer $(call name,$(peer))=$(PEERS_VENV)-$(call name,$(peer))/bin/python) \
-	    $(PEERS_FLAGS)
+	$(BIN)/python -m loadtest.peers.run $(PEERS_PYTHONS) $(PEERS_FLAGS)
 
 bench-skewed: $(READY) ## measure what resident users save under skewed traffic, about 3 minutes
 	$(BIN)/python -m loadtest.skewed

@@ -1,6 +1,6 @@
 """Skewed traffic with and without the users that the service keeps resident: hit rate, and what fetching costs.
 
-    python -m loadtest.skewed [--users 100000] [--resident 10000] [--seconds 20] [--json FILE]
+    python -m loadtest.skewed [--users 100000] [--resident 10000] [--seconds 16] [--json FILE]
 
 Users are drawn by a Zipf law from a synthetic cache; one service has a table with room for `--resident` of them, the
 other has none, and they take turns. How much memory a resident user takes is asked of a service first. The fetch stage
@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,7 +159,7 @@ def probe_slots(store: str, bundles: Path, request: bytes, log: Path) -> float:
 
 
 def measure(
-    shape: Shape, resident: int, exponent: float, candidates: int, callers: int, seconds: float
+    shape: Shape, resident: int, exponent: float, candidates: int, callers: Sequence[int], seconds: float
 ) -> dict[str, Any]:
     """Both services in turn over the same users and requests."""
     os.sched_setaffinity(0, {LOAD_CORE})  # before the store is started, which inherits it
@@ -171,20 +171,28 @@ def measure(
         record_bytes = publish(store, PREFIX, bundle, shape)
         requests = draw_requests(shape, exponent, candidates, seed=0)
         slots = probe_slots(store, folder / "bundles", requests[0], folder / "probe.log")
-        services = {}
-        for which, memory in {"resident": cache_mb(resident, slots), "none": 0}.items():
+        services: dict[str, Service] = {}
+        for which, memory in {"yes": cache_mb(resident, slots), "none": 0}.items():
             services[which] = Service(store, folder / "bundles", memory, folder / f"{which}.log")
             stack.callback(services[which].server.stop)
             services[which].wait(requests[0])
-            services[which].measure(requests[: len(requests) // 2], callers, seconds / 4)  # fills the table
-            services[which].seen = Seen()
-        for turn in range(ROUNDS):
-            share = requests[turn * len(requests) // ROUNDS :]
-            for service in services.values():
-                service.measure(share, callers, seconds / ROUNDS)
-        found = {which: summary(service.seen) for which, service in services.items()}
-        found["resident"]["slots"] = slots_of(services["resident"])
-    return {"record_bytes": record_bytes, "cache_mb": cache_mb(resident, slots), **found}
+            services[which].measure(requests, 16, seconds / 2)  # fills the table
+        found = {str(count): in_turn(services, requests, count, seconds) for count in callers}
+        room = slots_of(services["yes"])
+    return {"record_bytes": record_bytes, "cache_mb": cache_mb(resident, slots), "slots": room, "callers": found}
+
+
+def in_turn(
+    services: Mapping[str, Service], requests: Sequence[bytes], callers: int, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """The figures of each service at one concurrency, from several short turns of requests that it had not yet."""
+    for service in services.values():
+        service.seen = Seen()
+    for turn in range(ROUNDS):
+        share = requests[turn * len(requests) // ROUNDS :]
+        for service in services.values():
+            service.measure(share, callers, seconds / ROUNDS)
+    return {which: summary(service.seen) for which, service in services.items()}
 
 
 def slots_of(service: Service) -> float:
@@ -209,8 +217,8 @@ def main(
     resident: Annotated[int, typer.Option(min=1, help="users that the table has room for")] = 10_000,
     zipf: Annotated[float, typer.Option(min=0, help="exponent of the law")] = 1.1,
     candidates: Annotated[int, typer.Option(min=1)] = 100,
-    callers: Annotated[int, typer.Option(min=1, help="concurrency")] = 16,
-    seconds: Annotated[float, typer.Option(help="of each service, in all")] = 20.0,
+    callers: Annotated[list[int], typer.Option(min=1, help="concurrency")] = [1, 16],  # noqa: B006
+    seconds: Annotated[float, typer.Option(help="of each service at each concurrency")] = 16.0,
     json: Annotated[Path | None, typer.Option(help="write the result here, too")] = None,
 ) -> None:
     """Measure the service under skewed traffic, with and without resident users."""
@@ -219,8 +227,9 @@ def main(
     asked = {"users": users, "resident": resident, "zipf": zipf, "candidates": candidates, "callers": callers}
     result = measure(Shape(users=users), resident, zipf, candidates, callers, seconds)
     result = {"asked": {**asked, "seconds": seconds}, **result}
-    for which in ("resident", "none"):
-        print(f"{which}: {result[which]}", file=sys.stderr)
+    for count, services in result["callers"].items():
+        for which, figures in services.items():
+            print(f"callers {count}, resident users {which}: {figures}", file=sys.stderr)
     line = orjson.dumps(result)
     if json is not None:
         json.write_bytes(line + b"\n")
