@@ -162,8 +162,6 @@ def measure(
     shape: Shape, resident: int, exponent: float, candidates: int, callers: Sequence[int], seconds: float
 ) -> dict[str, Any]:
     """Both services in turn over the same users and requests."""
-    os.sched_setaffinity(0, {LOAD_CORE})  # before the store is started, which inherits it
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="lrea-skewed-") as name, ExitStack() as stack:
         folder = Path(name)
         store = stack.enter_context(ValkeyServer(data_dir=folder / "store")).connection_url
@@ -224,6 +222,8 @@ def main(
     """Measure the service under skewed traffic, with and without resident users."""
     # SIGTERM as Ctrl-C: the services are stopped, not left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    os.sched_setaffinity(0, {LOAD_CORE})  # the store inherits it
+    torch.set_num_threads(1)
     asked = {"users": users, "resident": resident, "zipf": zipf, "candidates": candidates, "callers": callers}
     result = measure(Shape(users=users), resident, zipf, candidates, callers, seconds)
     result = {"asked": {**asked, "seconds": seconds}, **result}

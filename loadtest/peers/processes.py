@@ -54,9 +54,10 @@ class Server:
         for sign in (signal.SIGTERM, signal.SIGKILL):
             _signal(ending, sign)
             deadline = time.monotonic() + STOP_S
-            while time.monotonic() < deadline and any(_alive(process) for process in ending):
+            while time.monotonic() < deadline and any(alive(process) for process in ending):
                 self._process.poll()
                 time.sleep(0.05)
+        self._process.wait()
 
     def _signal(self, sign: signal.Signals) -> None:
         _signal(tree(self._process.pid), sign)
@@ -83,7 +84,8 @@ def _signal(processes: Sequence[int], sign: signal.Signals) -> None:
             os.kill(process, sign)
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process is there, and not only its status for a parent who has not asked."""
     fields = _stat(Path(f"/proc/{process}"))
     return bool(fields) and fields[0] != "Z"
 

@@ -46,9 +46,6 @@ def measure(
     pythons: Mapping[str, Path], plan: Plan, scorers: Sequence[str], only: Sequence[str], shape: Shape
 ) -> dict[str, Any]:
     """Everything, in a folder and with a store of its own."""
-    # Before the store is started, which inherits it.
-    os.sched_setaffinity(0, {LOAD_CORE})
-    torch.set_num_threads(1)
     entered = [each for each in contestants(pythons) if not only or each.name in only]
     with tempfile.TemporaryDirectory(prefix="lrea-peers-") as name:
         folder = Path(name)
@@ -146,6 +143,8 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     pythons = _pythons(peer)
     plan = Plan(tuple(candidates), tuple(callers), 1 if quick else rounds, 0.4 if quick else seconds, SERVER_CORE)
+    os.sched_setaffinity(0, {LOAD_CORE})  # the store inherits it
+    torch.set_num_threads(1)
     started = time.perf_counter()
     result = measure(pythons, plan, scorer, only, Shape())
     result |= {"rounds": plan.rounds, "seconds": plan.seconds, "versions": _versions(pythons)}
