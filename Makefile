@@ -15,6 +15,13 @@ TORCH := 2.13.0
 TRITON := 3.7.1
 FEAST_VENV := .venv-feast
 FEAST := 0.67.0
+PEERS := litserve==0.2.19 bentoml==1.4.40 mlserver==1.7.1
+# What `model` needs, as the lock has it; everything else in a peer's environment is what the peer asks for.
+PEERS_VENV := .venv-peers
+PEERS_PYTHONS = $(foreach peer,$(PEERS),--peer $(firstword $(subst ==, ,$(peer)))=$(PEERS_VENV)-$(firstword $(subst ==, ,$(peer)))/bin/python)
+# For its command, e.g. PEERS_FLAGS="--quick --json FILE".
+PEERS_FLAGS ?=
+PEERS_SHARED := hiredis|httptools|numpy|orjson|polars|pyarrow|redis|safetensors|torch|typer|uvloop|xxhash
 
 # What lint and types look at; a folder that does not exist yet is left out.
 CODE := $(wildcard model service cache_builder loadtest tests scripts)
@@ -25,7 +32,7 @@ LOADTEST_BUNDLES ?= .demo/bundles
 LOADTEST_USERS ?= 8
 LOADTEST_SECONDS ?= 30
 
-.PHONY: help setup demo serve test check bench bench-gpu bench-builder bench-feast format loadtest lock clean
+.PHONY: help setup demo serve test check bench bench-gpu bench-builder bench-feast bench-peers bench-skewed format loadtest lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +83,18 @@ bench-feast: $(READY) ## measure a cache build beside Feast's materialize, which
 	$(FEAST_VENV)/bin/python -m pip install --quiet $(PIP_FLAGS) 'feast[redis]==$(FEAST)'
 	$(BIN)/python -m scripts.bench_feast --feast-python $(FEAST_VENV)/bin/python
 
+# With its own environment each, for their dependencies are neither ours nor each other's.
+bench-peers: $(READY) ## measure the service beside LitServe, BentoML, MLServer and plain FastAPI, about 12 minutes
+	for peer in $(PEERS); do \
+	    venv=$(PEERS_VENV)-$${peer%%==*}; \
+	    test -x $$venv/bin/pip || $(PYTHON) -m venv $$venv; \
+	    $$venv/bin/python -m pip install --quiet $(PIP_FLAGS) $$peer $$(grep -E '^($(PEERS_SHARED))==' requirements.lock); \
+	done
+	$(BIN)/python -m loadtest.peers.run $(PEERS_PYTHONS) $(PEERS_FLAGS)
+
+bench-skewed: $(READY) ## measure what resident users save under skewed traffic, about 3 minutes
+	$(BIN)/python -m loadtest.skewed
+
 loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles, fail on any wrong answer
 	LREA_STORE_URL=$(LOADTEST_STORE) LREA_BUNDLES_DIR=$(LOADTEST_BUNDLES) $(BIN)/locust -f loadtest/locustfile.py \
 	    --headless --only-summary --exit-code-on-error 1 --host $(LOADTEST_HOST) \
@@ -96,5 +115,5 @@ lock: ## write requirements.lock anew from what pyproject.toml asks for
 	rm -rf $(LOCK_VENV)
 
 clean: ## remove .venv, caches and what the demo made
-	rm -rf $(VENV) $(LOCK_VENV) $(FEAST_VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov
+	rm -rf $(VENV) $(LOCK_VENV) $(FEAST_VENV) $(PEERS_VENV)-* .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -87,8 +87,12 @@ class Metrics:
             "Slots found to hold another user, never scored: a bug, report it",
             registry=registry,
         )
-        self.user_cache_users = Gauge("lrea_user_cache_users", "Resident users", registry=registry)
-        self.user_cache_slots = Gauge("lrea_user_cache_slots", "Most resident users", registry=registry)
+        self.user_cache_users = Gauge(
+            "lrea_user_cache_users", "Resident users", registry=registry, multiprocess_mode="livesum"
+        )
+        self.user_cache_slots = Gauge(
+            "lrea_user_cache_slots", "Most resident users", registry=registry, multiprocess_mode="livesum"
+        )
         self.refused_publications = Counter(
             "lrea_refused_publications_total", "Publications not adopted: the old one stays", registry=registry
         )

@@ -11,8 +11,9 @@ import pytest
 import typer.main
 
 from cache_builder.__main__ import app as builder_app
-from loadtest import fidelity, replay
+from loadtest import fidelity, replay, skewed
 from loadtest.bench import __main__ as bench
+from loadtest.peers import run
 from model.__main__ import app as model_app
 from model.config import RankerConfig
 from model.methods import MATCH_SUFFIX, METHODS
@@ -60,7 +61,7 @@ def test_every_method_is_documented() -> None:
     assert [name for name in METHODS if not name.endswith(MATCH_SUFFIX) and f"`{name}`" not in text] == []
 
 
-@pytest.mark.parametrize("main", [replay.main, fidelity.main, bench.main])
+@pytest.mark.parametrize("main", [replay.main, fidelity.main, bench.main, skewed.main, run.main])
 def test_every_option_of_the_load_test_s_programs_is_documented(main: Callable[..., None]) -> None:
     text = (DOCS / "loadtest.md").read_text()
     options = [f"--{name.replace('_', '-')}" for name in inspect.signature(main).parameters]
