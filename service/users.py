@@ -93,14 +93,15 @@ def from_stored(model: ActiveModel, stored: StoredUser, recent: Recent) -> User:
     the caller says so. What falls out of the window is a gap until the next build: the long part stays as it is.
     """
     device = model.device
+    length = model.bundle.config.short_length
     new = recent.after(stored.watermark)
-    rows = len(stored.short.rows)
+    newest_new = [recent.ids[place] for place in new[max(0, len(new) - length) :]]
     return User(
         state=stored.state.to(device),
-        short=_moved_forward(model, stored.short, [recent.ids[place] for place in new]).to(device),
+        short=_moved_forward(model, stored.short, newest_new).to(device),
         user_codes=stored.user_codes.to(device),
         origin="cached",
-        gap_rows=max(0, rows + len(new) - model.bundle.config.short_length),
+        gap_rows=max(0, len(stored.short.rows) + len(new) - length),
         dropped_rows=len(recent.ids) - len(new),
     )
 

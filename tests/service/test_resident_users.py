@@ -3,6 +3,7 @@
 import asyncio
 import random
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +31,12 @@ from service.user_table import TableShape
 from service.users import Recent, StoredUser
 from tests.service.cache import GENERATION, Cache, Floats, logit
 from tests.service.conftest import Serve
-from tests.tiny import ITEMS, item_id, tiny_bundle, tiny_data, user_id
+from tests.tiny import ITEMS, item_id, tiny_bundle, tiny_data
 
 CANDIDATES = [item_id("int", number) for number in range(20)]
-USER, OTHER_USER, NOBODY = user_id("int", 1), user_id("int", 2), user_id("int", 9)
-HISTORIES = {
-    user_id("int", number): [item_id("int", (number + 7 * row) % ITEMS) for row in range(40)] for number in range(1, 9)
+USER, OTHER_USER, NOBODY = 11, 12, 19
+HISTORIES: dict[Id, list[Id]] = {
+    10 + number: [item_id("int", (number + 7 * row) % ITEMS) for row in range(40)] for number in range(1, 9)
 }
 
 
@@ -192,6 +193,7 @@ class Pipeline:
 
     batcher: Batcher[ScoringJob, Fetched, Score]
     users: UserCache
+    executor: ThreadPoolExecutor
     registry: CollectorRegistry
 
     def count(self, name: str) -> float:
@@ -199,16 +201,16 @@ class Pipeline:
 
 
 @asynccontextmanager
-async def pipeline(cache: Cache) -> AsyncIterator[Pipeline]:
+async def pipeline(cache: Cache, slots: int = SLOTS) -> AsyncIterator[Pipeline]:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     store = Store(cache.url, cache.prefix, timeout_s=5)
-    users = UserCache(SLOTS * TableShape.of(cache.bundle).slot_bytes, 0.05, metrics)
+    users = UserCache(slots * TableShape.of(cache.bundle).slot_bytes, 0.05, metrics)
     with ThreadPoolExecutor(1) as executor:
         scorer = Scorer(UserLookup(store, users, metrics), store, executor, metrics)
         batcher = Batcher(scorer, max_works=8, max_size=40)
         running = asyncio.create_task(batcher.run())
-        yield Pipeline(batcher, users, registry)
+        yield Pipeline(batcher, users, executor, registry)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     await store.close()
@@ -247,6 +249,29 @@ def two_models(cache: Cache, tmp_path_factory: pytest.TempPathFactory, tmp_path:
                 for user in range(USERS):
                     one.put(user, history_of(user, generation), generation)
         yield cache, other
+
+
+@pytest.mark.parametrize("slots", [0, SLOTS])
+async def test_a_user_whom_two_batches_want_is_read_once(own_cache: Cache, slots: int) -> None:
+    """The first batch has read him and waits for the thread when the second asks."""
+    model = ActiveModel(own_cache.bundle, GENERATION)
+    async with pipeline(own_cache, slots) as service:
+        service.users.activate(model)
+        thread_free = threading.Event()
+        service.executor.submit(thread_free.wait)
+        first = [asyncio.create_task(service.batcher.submit(job_of(model, USER, 0)))]
+        while not reads(own_cache):
+            await asyncio.sleep(0.01)
+        users = (USER, USER, OTHER_USER)
+        second = [asyncio.create_task(service.batcher.submit(job_of(model, user, 0))) for user in users]
+        while reads(own_cache) < 2:
+            await asyncio.sleep(0.01)
+        thread_free.set()
+        first[0].cancel()
+        answers = await asyncio.gather(*second)
+        assert own_cache.redis.info("stats")["keyspace_hits"] == 2
+    for user, answer in zip(users, answers, strict=True):
+        np.testing.assert_allclose(answer.logits_B, own_cache.logits(user, candidates_of(user)), rtol=0, atol=1e-4)
 
 
 async def test_four_slots_a_thousand_users_cancellations_and_flips_and_not_one_wrong_answer(

@@ -95,6 +95,34 @@ async def test_a_cancelled_read_leaves_no_reply_for_the_next(store: Store, cache
         await asyncio.gather(given_up, return_exceptions=True)
 
 
+async def test_one_connection_serves_reads_in_turn_and_one_that_the_server_closed_is_made_anew(
+    store: Store, cache: Cache
+) -> None:
+    cache.redis.set(record_key(cache.prefix, MODEL, GENERATION, 1), "record of 1")
+    before = cache.redis.info("stats")["total_connections_received"]
+    for _ in range(5):
+        assert await store.read_records(MODEL, GENERATION, [1]) == {1: b"record of 1"}
+    assert cache.redis.info("stats")["total_connections_received"] == before + 1
+    cache.redis.client_kill_filter(_type="normal", skipme=True)
+    await asyncio.sleep(0.05)
+    assert await store.read_records(MODEL, GENERATION, [1]) == {1: b"record of 1"}
+    assert store.trouble is None
+
+
+async def test_a_read_that_took_too_long_leaves_no_reply_for_the_next(cache: Cache) -> None:
+    store = Store(cache.url, cache.prefix, timeout_s=0.1)
+    for user in range(4):
+        cache.redis.set(record_key(cache.prefix, MODEL, GENERATION, user), f"record of {user}")
+    assert len(await store.read_records(MODEL, GENERATION, [0])) == 1
+    cache.redis.execute_command("CLIENT PAUSE", 150, "ALL")
+    with pytest.raises(StoreTimeout):
+        await store.read_records(MODEL, GENERATION, [1])
+    await asyncio.sleep(0.1)
+    for user in (2, 3):
+        assert await store.read_records(MODEL, GENERATION, [user]) == {user: f"record of {user}".encode()}
+    await store.close()
+
+
 async def test_a_broken_pointer_is_said_to_be_broken(store: Store, cache: Cache) -> None:
     cache.redis.set(active_key(cache.prefix), b'{"current": 1}')
     with pytest.raises(ManifestError):
