@@ -26,6 +26,13 @@ RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb
         print(*project['dependencies'], sep='\n')" > dependencies.txt \
     && pip install -c requirements.lock -r dependencies.txt
 
+# The native kernels for every processor that is known, so that the image needs no compiler: a second of work.
+FROM python:3.11-slim-bookworm AS kernels
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY model/ model/
+RUN python -m model.native.library --out /build/built
+
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin lrea
 COPY --from=install /opt/venv /opt/venv
@@ -33,6 +40,7 @@ WORKDIR /app
 COPY LICENSE ./
 COPY model/ model/
 COPY service/ service/
+COPY --from=kernels /build/built/ model/native/built/
 # The root file system is read-only when this runs, so Python can leave no byte code then.
 RUN /opt/venv/bin/python -m compileall -q model service
 ENV PATH=/opt/venv/bin:$PATH \

@@ -84,7 +84,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, store_url: str) -> Iterator
     prefix = f"comparisons-{folder.name}"
     with Store(store_url) as store, (folder / "log").open("w") as progress:
         summary = build_here(bundle, folder / "data", store, BuildOptions(prefix, AS_OF), LineReporter(progress))
-    with running_service(store_url=store_url, key_prefix=prefix, bundles_dir=folder / "bundles") as client:
+    # Without resident users, so that what a test does to a record is seen at once.
+    settings: dict[str, Any] = {"key_prefix": prefix, "bundles_dir": folder / "bundles", "user_cache_mb": 0}
+    with running_service(store_url=store_url, **settings) as client:
         yield Served(str(client.base_url), store_url, prefix, summary.generation, bundle, folder)
 
 

