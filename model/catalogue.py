@@ -62,9 +62,10 @@ class Catalogue:
         self.items = items
         self.features = dict(features)
         self.codes_of_row = codes_of_row
-        self._feature_hashes_of_row = [
+        of_features = (
             vocabulary.hash_of_code[codes_of_row[:, index]] for index, vocabulary in enumerate(self.features.values())
-        ]
+        )
+        self._hashes_of_row = np.stack([items.hash_of_code, *of_features], axis=-1)
 
     @property
     def item_kind(self) -> IdKind:
@@ -95,11 +96,12 @@ class Catalogue:
             return self.items.encode(ids)
         if self.item_kind != "int":
             raise ValueError("found an array of integers, wanted strings: send them as that type")
-        return self.items.encode_integers(ids, np.zeros(len(ids), dtype=np.bool_))
+        return self.items.encode_integers(ids)
 
     def items_of(self, rows: Int64s, id_hashes: Int64s) -> Items:
         """Items of these vocabulary rows, int64 [n] on the CPU, with the catalogue's features and their ids' hashes."""
-        hashes = np.stack([id_hashes, *(of_row[rows] for of_row in self._feature_hashes_of_row)], axis=-1)
+        hashes = self._hashes_of_row[rows]
+        hashes[:, 0] = id_hashes  # an unknown item has the hash of its own id
         return Items(torch.from_numpy(rows), torch.from_numpy(self.codes_of_row[rows]), torch.from_numpy(hashes))
 
     def _column_index(self, column: str, found: int, wanted: int) -> int:
@@ -117,6 +119,7 @@ class FeatureSpec:
         """`owner` names the columns' side in messages: "user" or "context"."""
         self.owner = owner
         self.vocabularies = dict(vocabularies)
+        self._nothing = torch.zeros(len(self.vocabularies), dtype=torch.int64)  # the code of a missing value
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -125,6 +128,8 @@ class FeatureSpec:
 
     def encode(self, values: Mapping[str, Id | None]) -> Tensor:
         """Codes int64 [F] on the CPU; a column not given is missing. Raises ValueError as `Catalogue.encode` does."""
+        if not values:
+            return self._nothing
         unknown = set(values) - set(self.vocabularies)
         if unknown:
             known = list(self.vocabularies) or "none"

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from model.identifiers import NULL_HASH, Id, IdKind, canonical_bytes, match_hashes
 from model.log.column_hashes import hash_integers, hash_texts, texts_of
+from model.native.index import IntegerIndex
+from model.native.library import load
 
 MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
 Bools = npt.NDArray[np.bool_]
@@ -65,21 +67,37 @@ class Vocabulary:
         for found in set(map(type, values)) - {wanted, type(None)}:
             raise ValueError(f"found a value of type {found.__name__}, wanted {self.kind}s: send them as that type")
 
-    def encode_integers(self, values: Int64s, missing: Bools) -> tuple[Int64s, Int64s]:
-        """As `encode`, of integers in an array; `missing` [n] says which of them are none."""
+    def encode_integers(self, values: Int64s, missing: Bools | None = None) -> tuple[Int64s, Int64s]:
+        """As `encode`, of integers in an array; `missing` [n] says which of them are none (None: all are some)."""
+        codes = self._find(values)
+        if missing is not None:
+            codes[missing] = MISSING
+        hashes = self.hash_of_code[codes]
+        unknown = np.flatnonzero(codes == UNKNOWN)
+        if len(unknown):
+            hashes[unknown] = hash_integers(values[unknown], self.seed)
+        return codes, hashes
+
+    def _find(self, values: Int64s) -> Int64s:
+        """Codes of integers, int64 [n]."""
+        if load() is not None:
+            return self._index.find(values, UNKNOWN)
         ids = self.tensors["ids"]
         place = np.searchsorted(ids, values)
         known = ids[np.minimum(place, len(ids) - 1)] == values if len(ids) else np.zeros(len(values), dtype=np.bool_)
-        codes = np.where(missing, MISSING, np.where(known, place + FIRST_KNOWN, UNKNOWN))
-        hashes = self.hash_of_code[codes]
-        unknown = codes == UNKNOWN
-        hashes[unknown] = hash_integers(values[unknown], self.seed)
-        return codes, hashes
+        return np.where(known, place + FIRST_KNOWN, UNKNOWN)
+
+    @cached_property
+    def _index(self) -> IntegerIndex:
+        return IntegerIndex(self.tensors["ids"].astype(np.int64, copy=False), FIRST_KNOWN)
 
     def _encode_ints(self, values: Sequence[Id | None]) -> tuple[Int64s, Int64s]:
-        missing = np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
+        missing = None
         try:
-            wanted = np.asarray([0 if value is None else value for value in values], dtype=np.int64)
+            if None in values:
+                missing = np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
+                values = [0 if value is None else value for value in values]
+            wanted = np.asarray(values, dtype=np.int64)
         except OverflowError as error:
             raise ValueError("an id does not fit in a signed 64-bit integer: send ids as strings") from error
         return self.encode_integers(wanted, missing)

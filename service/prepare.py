@@ -14,7 +14,7 @@ from torch import Tensor
 from model.cache_format import record_key
 from model.catalogue import Items
 from model.identifiers import Id, IdKind
-from model.vocabulary import Int64s
+from model.vocabulary import UNKNOWN, Int64s
 from service.active import ActiveModel
 from service.errors import FieldError, InvalidRequest
 from service.schemas import Behaviour
@@ -115,7 +115,7 @@ def prepare(checked: CheckedRequest) -> ScoringJob:
         model=model,
         user_id=request.user_id,
         candidates=candidates,
-        unknown_candidates=int((candidates.rows == 1).sum()),
+        unknown_candidates=int(np.count_nonzero(candidates.rows.numpy() == UNKNOWN)),
         context_codes=context,
         recent=checked.recent,
         user=None if checked.history is None else from_rows(model, checked.history, checked.recent),

@@ -23,7 +23,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "attend.cpp", HERE / "match.cpp")
+SOURCES = (HERE / "attend.cpp", HERE / "match.cpp", HERE / "index.cpp")
 BUILT = HERE / "built"  # what an image brings
 COMPILERS = ("g++", "c++")  # GCC's vector types; clang has them too
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-mprefer-vector-width=512")
@@ -138,6 +138,9 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL:
         *(_POINTER, _INT),  # out
     ]
     library.lrea_match.restype = None
+    library.lrea_index_build.argtypes, library.lrea_index_build.restype = [_POINTER, _INT, _INT, _POINTER, _INT], None
+    library.lrea_index_find.argtypes = [_POINTER, _INT, _POINTER, _INT, _INT, _POINTER]
+    library.lrea_index_find.restype = None
     return library
 
 
