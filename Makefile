@@ -21,6 +21,8 @@ PEERS_VENV := .venv-peers
 PEERS_PYTHONS = $(foreach peer,$(PEERS),--peer $(firstword $(subst ==, ,$(peer)))=$(PEERS_VENV)-$(firstword $(subst ==, ,$(peer)))/bin/python)
 # For its command, e.g. PEERS_FLAGS="--quick --json FILE".
 PEERS_FLAGS ?=
+# For `make bench`, e.g. BENCH_FLAGS="--out docs/bench".
+BENCH_FLAGS ?=
 PEERS_SHARED := hiredis|httptools|numpy|orjson|polars|pyarrow|redis|safetensors|torch|typer|uvloop|xxhash
 
 # What lint and types look at; a folder that does not exist yet is left out.
@@ -65,8 +67,8 @@ format: $(READY) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-bench: $(READY) ## measure the absorbed head beside what it replaces, about a minute
-	$(BIN)/python -m loadtest.bench
+bench: $(READY) ## measure the scorer beside DIN, every method and its own matrix products, about five minutes
+	$(BIN)/python -m loadtest.bench $(BENCH_FLAGS)
 
 bench-gpu: $(READY) ## measure the fused head beside a GPU's own ceilings; without a GPU, check it in Triton's interpreter
 	$(BIN)/python -m loadtest.bench_gpu

@@ -57,13 +57,14 @@ def summarise(tables: dict[str, list[Row]], candidates: int, rank: int) -> Row:
     din, products, methods, lengths = tables.values()
     [beside] = [row for row in din if row["rank"] == rank]
     [float32] = [row for row in products if (row["rank"], row["dtype"]) == (rank, "float32")]
+    longest = max(row["length"] for row in methods)
     names = ("head_speedup_vs_din_long", "head_flops_ratio", "scorer_speedup_vs_din_long", "scorer_flops_ratio")
     return {
         **{name: beside[name] for name in (*names, "din_long_over_matmul")},
         "flat_in_length": max((row["flat_in_length"] for row in lengths), key=lambda ratio: abs(ratio - 1)),
         "scorer_over_matmul": max(row["scorer_over_matmul"] for row in products if row["dtype"] == "float32"),
         "scorer_speedup_vs_eager": float32["scorer_speedup_vs_eager"],
-        "methods_over_matmul": {row["method"]: row["over_matmul"] for row in methods if row["length"] == LENGTHS[-1]},
+        "methods_over_matmul": {row["method"]: row["over_matmul"] for row in methods if row["length"] == longest},
         **{"candidates": candidates, "rank": rank, "device": "cpu", "threads": 1, "dtype": "float32"},
         "native_kernels": kernels.available(),
         "torch": torch.__version__,
@@ -72,7 +73,7 @@ def summarise(tables: dict[str, list[Row]], candidates: int, rank: int) -> Row:
 
 
 def across_ranks(candidates: int, ranks: list[int], seconds: float) -> list[Row]:
-    """The head at each of these ranks, interleaved on the same candidates: ms, and times the first one's."""
+    """The head at each of these ranks, interleaved on the same candidates: CPU ms, and times the first one's."""
     world = World(Shape(candidates))
     targets, history = world.ranker.embed(world.request.candidates).unsqueeze(0), world.history(MOST_RANK)
     rows, config = Embedded.of(history.unsqueeze(0)), world.config
