@@ -128,7 +128,7 @@ def _versions(pythons: Mapping[str, Path]) -> dict[str, str]:
 def main(
     peer: Annotated[list[str], typer.Option(metavar="NAME=PYTHON", help="an environment with that framework")] = [],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="interleaved, of every contestant")] = 3,
-    seconds: Annotated[float, typer.Option(help="of each measurement in a round")] = 1.4,
+    seconds: Annotated[float, typer.Option(help="of each measurement in a round")] = 1.2,
     quick: Annotated[bool, typer.Option(help="one round of 0.4 s: for a first look")] = False,
     scorer: Annotated[list[str], typer.Option(help="null, real")] = ["null", "real"],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="contestants, by name; all of them if not given")] = [],  # noqa: B006
