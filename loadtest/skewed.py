@@ -164,7 +164,7 @@ def measure(
     """Both services in turn over the same users and requests."""
     with tempfile.TemporaryDirectory(prefix="lrea-skewed-") as name, ExitStack() as stack:
         folder = Path(name)
-        store = stack.enter_context(ValkeyServer(data_dir=folder / "store")).connection_url
+        store = stack.enter_context(ValkeyServer(port=free_port(), data_dir=folder / "store")).connection_url
         bundle = make_bundle(folder / "bundles", shape)
         record_bytes = publish(store, PREFIX, bundle, shape)
         requests = draw_requests(shape, exponent, candidates, seed=0)
