@@ -16,13 +16,13 @@ TRITON := 3.7.1
 FEAST_VENV := .venv-feast
 FEAST := 0.67.0
 PEERS := litserve==0.2.19 bentoml==1.4.40 mlserver==1.7.1
-# What `model` needs, as the lock has it; everything else in a peer's environment is what the peer asks for.
 PEERS_VENV := .venv-peers
 PEERS_PYTHONS = $(foreach peer,$(PEERS),--peer $(firstword $(subst ==, ,$(peer)))=$(PEERS_VENV)-$(firstword $(subst ==, ,$(peer)))/bin/python)
 # For its command, e.g. PEERS_FLAGS="--quick --json FILE".
 PEERS_FLAGS ?=
 # For `make bench`, e.g. BENCH_FLAGS="--out docs/bench".
 BENCH_FLAGS ?=
+# What `model` needs, as the lock has it; everything else in a peer's environment is what the peer asks for.
 PEERS_SHARED := hiredis|httptools|numpy|orjson|polars|pyarrow|redis|safetensors|torch|typer|uvloop|xxhash
 
 # What lint and types look at; a folder that does not exist yet is left out.

@@ -42,8 +42,11 @@ PREFIX = "skewed"
 SERVER_CORE, LOAD_CORE = 0, 1
 ROUNDS = 4
 READY_S = 60.0
-REQUESTS = 20_000  # made beforehand, sent in turn: as many draws of a user
-HITS, MISSES, SLOTS = "lrea_user_cache_hits_total", "lrea_user_cache_misses_total", "lrea_user_cache_slots"
+DRAWN = 10_000  # requests of one turn: more than it has time for
+ITEM_LISTS = 256  # different lists of candidates among them
+FILL_S = 90.0
+HITS, MISSES = "lrea_user_cache_hits_total", "lrea_user_cache_misses_total"
+SLOTS, RESIDENT = "lrea_user_cache_slots", "lrea_user_cache_users"
 PROBE_MB = 64  # memory by which the size of one slot is found
 
 
@@ -67,14 +70,21 @@ def cache_mb(users: int, probe_slots: float) -> int:
     return max(1, math.ceil(users * PROBE_MB / probe_slots))
 
 
-def draw_requests(shape: Shape, exponent: float, candidates: int, seed: int) -> list[bytes]:
-    """Requests of users drawn by a Zipf law: which of them is the most frequent one, the seed says."""
-    random, law = Random(seed), Zipf(shape.user_ids, exponent, seed)
-    items = [random.sample(shape.item_ids, candidates) for _ in range(256)]
-    return [
-        http_request("/v1/score", orjson.dumps({"user_id": law.draw(random), "candidates": random.choice(items)}))
-        for _ in range(REQUESTS)
-    ]
+class Traffic:
+    """Requests of users drawn by a Zipf law. No request is sent twice: a user whom a service has just seen is a hit."""
+
+    def __init__(self, shape: Shape, exponent: float, seed: int = 0) -> None:
+        self._random, self._law = Random(seed), Zipf(shape.user_ids, exponent, seed)
+        self._items = shape.item_ids
+
+    def draw(self, count: int, candidates: int) -> list[bytes]:
+        """So many new requests."""
+        items = [self._random.sample(self._items, candidates) for _ in range(ITEM_LISTS)]
+        return [self._request(self._random.choice(items)) for _ in range(count)]
+
+    def _request(self, candidates: list[int]) -> bytes:
+        body = {"user_id": self._law.draw(self._random), "candidates": candidates}
+        return http_request("/v1/score", orjson.dumps(body))
 
 
 def metric(text: str, name: str) -> float:
@@ -139,6 +149,16 @@ class Service:
         self.seen.hits += metric(after, HITS) - metric(before, HITS)
         self.seen.misses += metric(after, MISSES) - metric(before, MISSES)
 
+    def fill(self, traffic: Traffic) -> None:
+        """Light requests until its table is full, or for FILL_S; where it has none, for a second. Then it is paused."""
+        deadline = time.monotonic() + FILL_S
+        while True:
+            self._drive(traffic.draw(DRAWN, 1), 64, 1.0, StageTimes())
+            now = self.metrics()
+            if metric(now, RESIDENT) >= metric(now, SLOTS) or time.monotonic() > deadline:
+                break
+        self.server.pause()
+
     def metrics(self) -> str:
         """All its metrics, as text."""
         return httpx.get(f"http://{HOST}:{self.port}/metrics").text
@@ -164,39 +184,35 @@ def measure(
     """Both services in turn over the same users and requests."""
     with tempfile.TemporaryDirectory(prefix="lrea-skewed-") as name, ExitStack() as stack:
         folder = Path(name)
-        store = stack.enter_context(ValkeyServer(data_dir=folder / "store")).connection_url
+        store = stack.enter_context(ValkeyServer(port=free_port(), data_dir=folder / "store")).connection_url
         bundle = make_bundle(folder / "bundles", shape)
         record_bytes = publish(store, PREFIX, bundle, shape)
-        requests = draw_requests(shape, exponent, candidates, seed=0)
-        slots = probe_slots(store, folder / "bundles", requests[0], folder / "probe.log")
+        traffic = Traffic(shape, exponent)
+        slots = probe_slots(store, folder / "bundles", traffic.draw(1, 1)[0], folder / "probe.log")
         services: dict[str, Service] = {}
         for which, memory in {"yes": cache_mb(resident, slots), "none": 0}.items():
             services[which] = Service(store, folder / "bundles", memory, folder / f"{which}.log")
             stack.callback(services[which].server.stop)
-            services[which].wait(requests[0])
-            services[which].measure(requests, 16, seconds / 2)  # fills the table
-        found = {str(count): in_turn(services, requests, count, seconds) for count in callers}
-        room = slots_of(services["yes"])
-    return {"record_bytes": record_bytes, "cache_mb": cache_mb(resident, slots), "slots": room, "callers": found}
+            services[which].wait(traffic.draw(1, 1)[0])
+            services[which].fill(traffic)
+        found = {str(count): in_turn(services, traffic, candidates, count, seconds) for count in callers}
+        services["yes"].server.resume()
+        now = services["yes"].metrics()
+    room = {"cache_mb": cache_mb(resident, slots), "slots": metric(now, SLOTS), "resident": metric(now, RESIDENT)}
+    return {"record_bytes": record_bytes, **room, "callers": found}
 
 
 def in_turn(
-    services: Mapping[str, Service], requests: Sequence[bytes], callers: int, seconds: float
+    services: Mapping[str, Service], traffic: Traffic, candidates: int, callers: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """The figures of each service at one concurrency, from several short turns of requests that it had not yet."""
+    """The figures of each service at one concurrency, from several short turns."""
     for service in services.values():
         service.seen = Seen()
-    for turn in range(ROUNDS):
-        share = requests[turn * len(requests) // ROUNDS :]
+    for _ in range(ROUNDS):
+        requests = traffic.draw(DRAWN, candidates)
         for service in services.values():
-            service.measure(share, callers, seconds / ROUNDS)
+            service.measure(requests, callers, seconds / ROUNDS)
     return {which: summary(service.seen) for which, service in services.items()}
-
-
-def slots_of(service: Service) -> float:
-    """Room for resident users in a paused service."""
-    service.server.resume()
-    return metric(service.metrics(), SLOTS)
 
 
 def summary(seen: Seen) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from loadtest.peers.work import Place
 from loadtest.synthetic_cache import Shape
 
 READY_S = 90.0
-WARM_S = 0.2
+WARM_S = 0.2  # before each measurement
+FIRST_WARM_S = 0.5  # BentoML tries several sizes of batches on its first requests, and makes them wait for seconds
 ASKED = 256  # different requests per number of candidates
 CHECKED = 8  # of them, compared with the model in process
 TOLERANCE = 1e-4  # on the logit
@@ -93,6 +94,8 @@ class Race:
         _wait_until_ready(server, contestant, port, self._asked[self._plan.sizes[0]])
         for asked in self._asked.values():
             _check_answers(contestant, port, asked[:CHECKED], logits)
+        for size, asked in self._asked.items():
+            run(port, requests_of(contestant, asked), max(self._plan.callers), FIRST_WARM_S, check_of(contestant, size))
         server.pause()
         return server
 

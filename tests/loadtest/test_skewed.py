@@ -6,7 +6,7 @@ import orjson
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from loadtest.skewed import HITS, PROBE_MB, SLOTS, Seen, cache_mb, draw_requests, metric, stages_check, summary
+from loadtest.skewed import HITS, PROBE_MB, SLOTS, Seen, Traffic, cache_mb, metric, stages_check, summary
 from loadtest.stages import StageTimes
 from loadtest.synthetic_cache import Shape
 
@@ -20,7 +20,7 @@ def test_memory_has_room_for_the_users_asked_for() -> None:
 
 def test_requests_are_of_users_by_the_law() -> None:
     shape = Shape(users=1_000, items=300)
-    bodies = [orjson.loads(request.partition(b"\r\n\r\n")[2]) for request in draw_requests(shape, 1.1, 7, seed=0)]
+    bodies = [orjson.loads(request.partition(b"\r\n\r\n")[2]) for request in Traffic(shape, 1.1).draw(20_000, 7)]
     counts = Count(body["user_id"] for body in bodies)
     assert set(counts) <= set(shape.user_ids)
     # Of 1,000 ranks with weights k^-1.1 the first has 0.179 of all, the second 0.084, the first hundred 0.768.
