@@ -64,7 +64,7 @@ class Bundle:
         """Whether item ids are integers or strings."""
         return self.config.item_kind
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.ranker.item_embedding.weight.device

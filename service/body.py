@@ -42,16 +42,14 @@ async def read_body(request: Request, max_bytes: int, media_types: frozenset[str
 
     media_types: what the content-type may be; "" among them means that there may be none.
     """
-    _check_headers(request, media_types)
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    body = bytearray()
+    _check_headers(request, media_types, max_bytes)
+    chunks, size = [], 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
             raise _too_large(max_bytes)
-    return bytes(body)
+    return b"".join(chunks)
 
 
 def parse(body: bytes, schema: type[M], most: Size) -> M:
@@ -94,15 +92,23 @@ def _check_size(found: Size, most: Size) -> None:
             raise InvalidRequest.at("", f"has {count} {what}, at most {limit} are taken: split the request")
 
 
-def _check_headers(request: Request, media_types: frozenset[str]) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _check_headers(request: Request, media_types: frozenset[str], max_bytes: int) -> None:
+    media_type, encoding, declared = "", "identity", "0"
+    for name, value in request.scope["headers"]:  # once, and not a search for each
+        if name == b"content-type":
+            media_type = value.decode("latin-1").partition(";")[0].strip().lower()
+        elif name == b"content-encoding":
+            encoding = value.decode("latin-1").lower()
+        elif name == b"content-length":
+            declared = value.decode("latin-1")
     if media_type not in media_types:
         found = f"content-type is {media_type!r}" if media_type else "there is no content-type"
         wanted = " or ".join(sorted(media_types - {""}))
         raise UnsupportedMediaType(f"{found}, wanted {wanted}: send that header")
-    encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedMediaType(f"content-encoding is {encoding!r}, wanted none: send the body as it is")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from torch import Tensor
 
-from model.cache_format import record_key
+from model.cache_format import user_in_key
 from model.catalogue import Items
 from model.identifiers import Id, IdKind
 from model.vocabulary import UNKNOWN, Int64s
@@ -137,7 +137,7 @@ def user_mistakes(user_id: Id, model: ActiveModel) -> Iterator[tuple[str, str]]:
         yield "/user_id", f"is {_kind_of(user_id)}, and this model's user ids are of type {kind}: send it as that"
         return
     try:
-        record_key("any", model.model_id, "any", user_id)
+        user_in_key(user_id)
     except ValueError as error:
         yield "/user_id", str(error)
 

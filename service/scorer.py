@@ -120,9 +120,10 @@ def _degraded(
 
 def _scoring_input(job: ScoringJob, user: User) -> ScoringInput:
     device = job.model.device
-    return ScoringInput(
-        user.state, user.short, user.user_codes, job.context_codes.to(device), job.candidates.to(device)
-    )
+    context, candidates = job.context_codes, job.candidates
+    if device.type != "cpu":
+        context, candidates = context.to(device), candidates.to(device)
+    return ScoringInput(user.state, user.short, user.user_codes, context, candidates)
 
 
 def _logits_and_probabilities(

@@ -1,9 +1,8 @@
 """From a body to scores, each step in its stage: the one path of all scoring routes, whatever they read and write."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -91,21 +90,29 @@ class Scoring:
         with stages.measure("parse"):
             if len(body) <= INLINE_BYTES:
                 return read(body, model, self._limits)
-            async with _deadline(self._limits.timeout_ms):
-                return await _on(self._parse_executor, read, body, model, self._limits)
+            with _Patience(self._limits.timeout_ms):
+                async with asyncio.timeout(self._limits.timeout_ms / 1e3):
+                    return await _on(self._parse_executor, read, body, model, self._limits)
 
     async def score(self, requests: Sequence[CheckedRequest], stages: Stages) -> list[Scored]:
         """One answer per request, all or none; as patient as the most patient of the callers. Adds to `stages`."""
         most = self._limits.timeout_ms
-        async with _deadline(max(min(checked.request.timeout_ms or most, most) for checked in requests)):
-            with stages.measure("encode"):
-                jobs = await self._prepare(requests)
-            scores = await asyncio.gather(*(self._batcher.submit(job) for job in jobs))
-        stages.update(slowest(job.stages for job in jobs))
+        patience_ms = max([min(checked.request.timeout_ms or most, most) for checked in requests])
+        with _Patience(patience_ms):
+            async with asyncio.timeout(patience_ms / 1e3):
+                with stages.measure("encode"):
+                    jobs = await self._prepare(requests)
+                scores = await self._submit(jobs)
+        stages.update(slowest([job.stages for job in jobs]))
         for job, score in zip(jobs, scores, strict=True):
             self._count(job, score)
-        asked = (checked.request for checked in requests)
+        asked = [checked.request for checked in requests]
         return [Scored(*answered) for answered in zip(asked, jobs, scores, strict=True)]
+
+    async def _submit(self, jobs: Sequence[ScoringJob]) -> Sequence[Score]:
+        if len(jobs) == 1:  # most are, and a gathering of one makes a task of its own
+            return [await self._batcher.submit(jobs[0])]
+        return await asyncio.gather(*[self._batcher.submit(job) for job in jobs])
 
     async def _prepare(self, requests: Sequence[CheckedRequest]) -> list[ScoringJob]:
         """Look everything up; of more than a few ids on a thread, which costs more than they do."""
@@ -125,7 +132,7 @@ class Scoring:
         with stages.measure("serialize"):
             response = write()
         stages.observe(self._metrics)
-        response.headers["server-timing"] = stages.server_timing()
+        response.raw_headers.append((b"server-timing", stages.server_timing().encode()))
         return response
 
 
@@ -150,14 +157,19 @@ def _prepare_all(requests: Sequence[CheckedRequest]) -> list[ScoringJob]:
     return [prepare(request) for request in requests]
 
 
-@asynccontextmanager
-async def _deadline(timeout_ms: int) -> AsyncIterator[None]:
-    """Raises DeadlineExceeded when the block takes longer."""
-    try:
-        async with asyncio.timeout(timeout_ms / 1e3):
-            yield
-    except TimeoutError:
-        raise DeadlineExceeded(f"no answer within {timeout_ms} ms: send fewer candidates, or wait longer") from None
+class _Patience:
+    """Raises DeadlineExceeded where the block ends by a timeout."""
+
+    def __init__(self, timeout_ms: int) -> None:
+        self._timeout_ms = timeout_ms
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, TimeoutError):
+            found = f"no answer within {self._timeout_ms} ms"
+            raise DeadlineExceeded(f"{found}: send fewer candidates, or wait longer") from None
 
 
 async def _on(executor: Executor, function: Callable[..., T], *arguments: object) -> T:

@@ -5,10 +5,11 @@ request waited for, not its share of the work.
 """
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from service.metrics import STAGES, Metrics
+
+_SERVER_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 
 
 class Stages:
@@ -17,14 +18,9 @@ class Stages:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
+    def measure(self, stage: str) -> "_Timer":
         """Time the block, also when it raises."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, time.perf_counter() - started)
+        return _Timer(self, stage)
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
@@ -39,7 +35,23 @@ class Stages:
 
     def server_timing(self) -> str:
         """The value of a `Server-Timing` header, in milliseconds."""
-        return ", ".join(f"{stage};dur={self.seconds.get(stage, 0.0) * 1e3:.3f}" for stage in STAGES)
+        return _SERVER_TIMING % tuple([self.seconds.get(stage, 0.0) * 1e3 for stage in STAGES])
+
+
+class _Timer:
+    """A with-block of a stage: a generator made into a context manager costs three times as much."""
+
+    __slots__ = ("_stage", "_stages", "_started")
+
+    def __init__(self, stages: Stages, stage: str) -> None:
+        self._stages = stages
+        self._stage = stage
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._stages.add(self._stage, time.perf_counter() - self._started)
 
 
 def slowest(parts: Iterable[Stages]) -> Stages:

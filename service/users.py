@@ -43,7 +43,7 @@ class Recent:
 
     def after(self, watermark: int | None) -> npt.NDArray[np.int64]:
         """Places of the rows that a record up to `watermark` does not have; one without a timestamp is new."""
-        if watermark is None:
+        if watermark is None or not len(self.ids):
             return np.arange(len(self.ids))
         return np.flatnonzero(~self.dated | (self.timestamps > watermark))
 
@@ -96,10 +96,13 @@ def from_stored(model: ActiveModel, stored: StoredUser, recent: Recent) -> User:
     length = model.bundle.config.short_length
     new = recent.after(stored.watermark)
     newest_new = [recent.ids[place] for place in new[max(0, len(new) - length) :]]
+    short, state, user_codes = _moved_forward(model, stored.short, newest_new), stored.state, stored.user_codes
+    if device.type != "cpu":  # nine times "it is there already" took 10 µs
+        state, short, user_codes = state.to(device), short.to(device), user_codes.to(device)
     return User(
-        state=stored.state.to(device),
-        short=_moved_forward(model, stored.short, newest_new).to(device),
-        user_codes=stored.user_codes.to(device),
+        state=state,
+        short=short,
+        user_codes=user_codes,
         origin="cached",
         gap_rows=max(0, len(stored.short.rows) + len(new) - length),
         dropped_rows=len(recent.ids) - len(new),

@@ -24,6 +24,7 @@ from model.cache_format.keys import (
     unpublished_key,
     user_from_key,
     user_from_text,
+    user_in_key,
 )
 from model.cache_format.manifest import ActivePointer, Manifest, Published
 from model.cache_format.pair import PRECISIONS, Precision
@@ -63,4 +64,5 @@ __all__ = [
     "unpublished_key",
     "user_from_key",
     "user_from_text",
+    "user_in_key",
 ]

@@ -36,12 +36,19 @@ def record_key(prefix: str, model_id: str, generation: str, user_id: Id) -> str:
 
     Raises ValueError for an empty id, one of more than 256 bytes of UTF-8, invalid Unicode, or an int beyond int64.
     """
+    return f"{generation_prefix(prefix, model_id, generation)}u:{user_in_key(user_id)}"
+
+
+def user_in_key(user_id: Id) -> str:
+    """A user id as the end of his key. Raises ValueError as `record_key` does."""
     canonical_bytes(user_id)  # refuses what is no id, invalid Unicode and integers beyond 64 bits
     text = str(user_id)
+    if type(user_id) is int:
+        return text  # digits and a minus sign: as they are
     size = len(text.encode("utf-8"))
     if not 1 <= size <= MAX_USER_BYTES:
         raise ValueError(f"user id has {size} bytes of UTF-8, wanted 1 to {MAX_USER_BYTES}: use a shorter id")
-    return f"{generation_prefix(prefix, model_id, generation)}u:{_percent_encoded(text)}"
+    return _percent_encoded(text)
 
 
 def user_from_key(key: str, prefix: str, model_id: str, generation: str, kind: IdKind) -> Id:

@@ -6,6 +6,7 @@ it raises RecordError, and its arrays own their memory.
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -113,6 +114,7 @@ def decode_codes(payload: memoryview, shape: RecordShape) -> npt.NDArray[np.int3
     return np.frombuffer(payload, "<i4", offset=_CODES_HEAD.size).astype(np.int32)
 
 
+@lru_cache
 def _sketch_head(shape: RecordShape) -> bytes:
     cells = np.asarray(shape.sketch_cells, "<u4").tobytes()
     return _SKETCH_HEAD.pack(len(shape.sketch_cells), 0, 0) + cells + bytes(padding(len(cells)))

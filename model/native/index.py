@@ -18,8 +18,9 @@ class IntegerIndex:
         assert library is not None
         self._mask = (1 << (2 * len(keys)).bit_length()) - 1
         self._slots = np.zeros(2 * (self._mask + 1), np.int64)
+        self._slots_at = self._slots.ctypes.data  # asked for once: it takes as long as 50 look-ups
         keys = np.ascontiguousarray(keys, np.int64)
-        library.lrea_index_build(keys.ctypes.data, len(keys), first_row, self._slots.ctypes.data, self._mask)
+        library.lrea_index_build(keys.ctypes.data, len(keys), first_row, self._slots_at, self._mask)
 
     def find(self, keys: Int64s, unknown: int) -> Int64s:
         """Rows of `keys`, int64 [n]; `unknown` for one that is not there."""
@@ -28,6 +29,5 @@ class IntegerIndex:
         keys = np.ascontiguousarray(keys, np.int64)
         assert keys.ndim == 1, "keys have one axis"
         rows = np.empty(len(keys), np.int64)
-        slots = self._slots.ctypes.data
-        library.lrea_index_find(keys.ctypes.data, len(keys), slots, self._mask, unknown, rows.ctypes.data)
+        library.lrea_index_find(keys.ctypes.data, len(keys), self._slots_at, self._mask, unknown, rows.ctypes.data)
         return rows
