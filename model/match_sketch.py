@@ -91,21 +91,17 @@ def match_short(short_USC: Tensor, hashes_UKC: Tensor) -> Tensor:
     return torch.stack([counts_UKC.log1p(), (counts_UKC > 0).float(), recency_UKC], dim=-1).flatten(-2)
 
 
-def match_request(
-    hashes_BC: Tensor, short_SC: Tensor, sketch_M: Tensor, cells: tuple[int, ...], out_Bf: Tensor
-) -> None:
-    """`match_short` and `read_sketch` of one request's candidates, side by side into `out_Bf` float32 [B, 6C].
-
-    It may be columns of a wider tensor. On a CPU by the native kernel, which reads the tables of the formulas above.
-    """
-    device = hashes_BC.device
-    if device.type == "cpu" and kernels.available():
-        window = _window_features(len(short_SC))
-        kernels.match(hashes_BC, short_SC, window, sketch_M, cells, _features_of_byte(device), out_Bf)
-        return
+def match_request(hashes_BC: Tensor, short_SC: Tensor, sketch_M: Tensor, cells: tuple[int, ...]) -> Tensor:
+    """`match_short` and `read_sketch` of one request's candidates, side by side, float32 [B, 6C]."""
     hashes_UBC = hashes_BC.unsqueeze(0)
     parts = [match_short(short_SC.unsqueeze(0), hashes_UBC), read_sketch(sketch_M.unsqueeze(0), hashes_UBC, cells)]
-    out_Bf.copy_(torch.cat(parts, dim=-1)[0])
+    return torch.cat(parts, dim=-1)[0]
+
+
+def native_matches(short_SC: Tensor, sketch_M: Tensor, cells: tuple[int, ...]) -> kernels.Matches:
+    """The same for the native kernel, which only looks up: every formula of this file is in its tables."""
+    log_counts, recency = _window_features(len(short_SC))
+    return kernels.Matches(short_SC, log_counts, recency, sketch_M, cells, _features_of_byte(sketch_M.device))
 
 
 def _cell_index(hashes: Tensor, cells: tuple[int, ...]) -> Tensor:

@@ -1,8 +1,8 @@
 """The ranker as it is served: the function of `Ranker.score_many`, in fewer and cheaper steps, without gradients.
 
 Of the first layer of the MLP, what depends on the user alone (his features, the bias) is computed once per request. An
-item and its features are one vector, summed once per model. Both attentions write their interests, and the match
-features theirs, straight into the columns of the first product. On a CPU all of that runs in the native kernels.
+item and its features are one vector, summed once per model. On a CPU the native kernel makes all that the first product
+reads of a candidate in one pass; where it is not to be had, and on a GPU, it is made step by step.
 
 What was measured and left out: the items' own share of the first layer as a table (512 numbers per item) in place of a
 seventh of that product: docs/fast-path.md.
@@ -24,7 +24,8 @@ from model.attention.fused_head import fused_absorbed, takes_fused_head
 from model.attention.lrea import LreaAttention
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
 from model.catalogue import Items
-from model.match_sketch import match_request
+from model.match_sketch import match_request, native_matches
+from model.native import kernels
 from model.ranker import Ranker, ScoringInput
 
 _CHUNK_ROWS = 512  # of the MLP at a time: 1 MB of its widest layer stays in cache
@@ -50,6 +51,7 @@ class ServingRanker:
         with torch.no_grad():
             self._vectors_Id = ranker.embed(everything)
         self._mlp = _ServingMlp(ranker, dtype)
+        self._native_scorers: dict[nn.Module, kernels.Scorer] = {}
 
     @property
     def columns(self) -> int:
@@ -71,6 +73,38 @@ class ServingRanker:
 
     def _fill(self, requests: Sequence[ScoringInput], sizes: Sequence[int], inputs_Nf: Tensor) -> None:
         """The columns of the first product: those of `Ranker._mlp_input` without the side features."""
+        if inputs_Nf.is_cpu and kernels.available():
+            for request, rows_Bf in zip(requests, torch.split(inputs_Nf, list(sizes)), strict=True):
+                self._fill_natively(request, rows_Bf)
+        else:
+            self._fill_in_steps(requests, sizes, inputs_Nf)
+
+    def _fill_natively(self, request: ScoringInput, rows_Bf: Tensor) -> None:
+        ranker, items, attentions = self.ranker, request.candidates, []
+        if isinstance(ranker.short, DinAttention):
+            window_Sd = self._vectors(request.short)
+            values_Sd = window_Sd * ranker.short.scale
+            attentions.append(kernels.Attention(self._native(ranker.short), window_Sd, values_Sd))
+        if isinstance(ranker.long, LreaAttention):
+            slots = request.state
+            attentions.append(kernels.Attention(self._native(ranker.long), slots.keys_Rd, slots.values_Rd))
+        matches = None
+        if self.config.match:
+            matches = native_matches(request.short.hashes, request.state.sketch_M, self.config.sketch_cells)
+        table_Id, rows_B = self._vectors_Id, items.rows
+        if not self._as_in_catalogue(items):
+            table_Id = ranker.embed(items)
+            rows_B = torch.arange(len(table_Id))
+        kernels.fill(table_Id, rows_B, items.hashes, attentions, matches, rows_Bf)
+
+    def _native(self, attention: DinAttention | LreaAttention) -> kernels.Scorer:
+        """Its scorer as the kernels read it, made once."""
+        if attention not in self._native_scorers:
+            self._native_scorers[attention] = attention.scorer.native()
+        return self._native_scorers[attention]
+
+    def _fill_in_steps(self, requests: Sequence[ScoringInput], sizes: Sequence[int], inputs_Nf: Tensor) -> None:
+        """The same by torch's operations, or on a GPU."""
         width, ranker = self.config.width, self.ranker
         targets_Nd = torch.cat([self._vectors(request.candidates) for request in requests])
         inputs_Nf[:, :width] = targets_Nd
@@ -87,13 +121,18 @@ class ServingRanker:
         if self.config.match:
             cells = self.config.sketch_cells
             for request, rows_Bf in zip(requests, torch.split(free_Nf, list(sizes)), strict=True):
-                match_request(request.candidates.hashes, request.short.hashes, request.state.sketch_M, cells, rows_Bf)
+                rows_Bf.copy_(
+                    match_request(request.candidates.hashes, request.short.hashes, request.state.sketch_M, cells)
+                )
 
     def _vectors(self, items: Items) -> Tensor:
         """Embeddings [n, d]: from the table, unless a request brings other features than the catalogue's."""
-        if torch.equal(items.codes, self._codes_IF[items.rows]):
-            return self._vectors_Id[items.rows]
+        if self._as_in_catalogue(items):
+            return functional.embedding(items.rows, self._vectors_Id)
         return self.ranker.embed(items)
+
+    def _as_in_catalogue(self, items: Items) -> bool:
+        return torch.equal(items.codes, functional.embedding(items.rows, self._codes_IF))
 
 
 def _attend(

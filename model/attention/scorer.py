@@ -65,7 +65,7 @@ class PairScorer(nn.Module):
         """`attend` for one user, written into `out_Kd`, which may be columns of a wider tensor."""
         on_cpu = candidates_Kd.device.type == "cpu"
         if on_cpu and candidates_Kd.dtype == torch.float32 and kernels.available():
-            kernels.attend(candidates_Kd, keys_Nd, values_Nd, self.weights(), out_Kd)
+            kernels.attend(candidates_Kd, kernels.Attention(self.native(), keys_Nd, values_Nd), out_Kd)
             return
         self.attend_in_chunks(candidates_Kd, keys_Nd, values_Nd, out_Kd)
 
@@ -81,9 +81,9 @@ class PairScorer(nn.Module):
                 )
                 out_Bd.add_(functional.leaky_relu_(hidden, NEGATIVE_SLOPE) @ self.out @ some_values_Nd)
 
-    def weights(self) -> kernels.ScorerWeights:
-        """The weights as the native kernel reads them."""
-        return kernels.ScorerWeights(self.candidate, self.key, self.product, self.out, NEGATIVE_SLOPE)
+    def native(self) -> kernels.Scorer:
+        """The weights as the native kernels read them, as they are now."""
+        return kernels.Scorer(kernels.ScorerWeights(self.candidate, self.key, self.product, self.out, NEGATIVE_SLOPE))
 
 
 def _fold(folded_UFd: Tensor, rows_URd: Tensor, product: Tensor, *, own: Tensor, other: Tensor) -> Tensor:

@@ -1,163 +1,27 @@
-// Scores of every candidate against every key of one user, and the sum of the values that they weigh, in one pass:
-//
-//     s[b, k] = LeakyReLU(x_b (W1 + diag(key_k) W3) + key_k W2) . w_out        out_b = sum_k s[b, k] value_k
-//
-// The hidden layer of B candidates, n keys and h units lives in registers and never in memory. Candidates lie in the
-// lanes of a vector, so that the sum over h needs no shuffle; a key's folded weights (W1 + diag(key) W3) are made once
-// for a block of candidates and stay in the first-level cache.
-//
-// Plain C++ with GCC's vector types and no header of torch's: it compiles in a second (model/native/library.py).
-// Letters: B candidates, n keys, d width, h hidden units, padded to a multiple of UNITS by the caller with zeros.
+// One user's attention over his keys, for every candidate: what `attend.hpp` computes, a block at a time.
 
-#include <cstdint>
-
-namespace {
-
-#if defined(__AVX512F__)
-constexpr int LANES = 16, UNITS = 8;  // 3 vectors of candidates x 8 units: 24 of 32 registers accumulate
-#elif defined(__AVX2__)
-constexpr int LANES = 8, UNITS = 4;   // 12 of 16
-#else
-constexpr int LANES = 4, UNITS = 8;   // 24 of 32 on ARM
-#endif
-constexpr int MOST_VECTORS = 3;
-constexpr int TILE = MOST_VECTORS * LANES;  // candidates
-constexpr int BLOCK = 8 * TILE;             // candidates per making of a key's weights
-constexpr int KEYS = 16;                    // whose scores are kept until the values are added
-
-typedef float Vector __attribute__((vector_size(LANES * 4)));
-typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
-
-inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
-inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
-inline Vector leaky(Vector z, float slope) {
-    const Vector scaled = z * slope;
-    return z > scaled ? z : scaled;
-}
-
-struct Scorer {
-    const float *candidate, *key, *product;  // W1, W2, W3, each [d, h]
-    const float* out;                        // [h]
-    int64_t width, units;
-    float slope;
-};
-
-// One key folded into the weights: [d, h] and the bias [h].
-void fold(const Scorer& scorer, const float* key, float* weights, float* bias) {
-    const int64_t units = scorer.units;
-    for (int64_t j = 0; j < units; ++j) bias[j] = 0;
-    for (int64_t i = 0; i < scorer.width; ++i) {
-        const float value = key[i];
-        const float *w1 = scorer.candidate + i * units, *w2 = scorer.key + i * units, *w3 = scorer.product + i * units;
-        float* to = weights + i * units;
-        for (int64_t j = 0; j < units; ++j) {
-            to[j] = w1[j] + value * w3[j];
-            bias[j] += value * w2[j];
-        }
-    }
-}
-
-// Scores of N vectors of candidates against one key. x: [d, N * LANES], transposed.
-template <int N>
-void score(const Scorer& scorer, const float* x, const float* weights, const float* bias, float* scores) {
-    Vector sum[N] = {};
-    for (int64_t first = 0; first < scorer.units; first += UNITS) {
-        Vector z[UNITS][N];
-        for (int j = 0; j < UNITS; ++j)
-            for (int v = 0; v < N; ++v) z[j][v] = Vector{} + bias[first + j];
-        const float* row = weights + first;
-        const float* column = x;
-        for (int64_t i = 0; i < scorer.width; ++i, row += scorer.units, column += N * LANES) {
-            Vector value[N];
-            for (int v = 0; v < N; ++v) value[v] = load(column + v * LANES);
-#pragma GCC unroll 8
-            for (int j = 0; j < UNITS; ++j) {
-                const Vector weight = Vector{} + row[j];
-#pragma GCC unroll 3
-                for (int v = 0; v < N; ++v) z[j][v] += weight * value[v];
-            }
-        }
-        for (int j = 0; j < UNITS; ++j)
-            for (int v = 0; v < N; ++v) sum[v] += leaky(z[j][v], scorer.slope) * scorer.out[first + j];
-    }
-    for (int v = 0; v < N; ++v) store(scores + v * LANES, sum[v]);
-}
-
-// out[d, N * LANES] += values[keys, d] weighed by scores[keys, N * LANES].
-template <int N>
-void weigh(const float* values, const float* scores, int64_t keys, int64_t width, float* out) {
-    for (int64_t i = 0; i < width; ++i) {
-        Vector sum[N];
-        for (int v = 0; v < N; ++v) sum[v] = load(out + (i * N + v) * LANES);
-        for (int64_t k = 0; k < keys; ++k)
-            for (int v = 0; v < N; ++v) sum[v] += load(scores + k * TILE + v * LANES) * values[k * width + i];
-        for (int v = 0; v < N; ++v) store(out + (i * N + v) * LANES, sum[v]);
-    }
-}
-
-int vectors_of(int64_t rows) { return rows >= TILE ? MOST_VECTORS : int((rows + LANES - 1) / LANES); }
-
-}  // namespace
+#include "attend.hpp"
 
 extern "C" {
 
 // Floats of scratch memory that `lrea_attend` wants.
-int64_t lrea_scratch(int64_t width, int64_t units) {
-    return width * units + units + 2 * width * BLOCK + int64_t(KEYS) * BLOCK;
-}
+int64_t lrea_scratch(int64_t width, int64_t units) { return 2 * block_floats(width) + work_floats(width, units); }
 
 // x: [rows, width] with rows x_stride floats apart; keys, values: [count, width]; out: [rows, width], likewise spaced.
 void lrea_attend(const float* x, int64_t x_stride, int64_t rows, const float* keys, const float* values, int64_t count,
                  const float* candidate, const float* key, const float* product, const float* out_weights,
                  int64_t width, int64_t units, float slope, float* out, int64_t out_stride, float* scratch) {
     const Scorer scorer{candidate, key, product, out_weights, width, units, slope};
-    float* weights = scratch;
-    float* bias = weights + width * units;
-    float* columns = bias + units;             // of tiles: [d, TILE] each
-    float* sums = columns + width * BLOCK;     // likewise
-    float* scores = sums + width * BLOCK;      // of tiles: [KEYS, TILE] each
+    const Slots slots{keys, values, count};
+    float* columns = scratch;
+    float* sums = columns + block_floats(width);
+    float* work = sums + block_floats(width);
     for (int64_t begin = 0; begin < rows; begin += BLOCK) {
         const int64_t here = rows - begin < BLOCK ? rows - begin : BLOCK;
-        for (int64_t tile = 0; tile < here; tile += TILE) {
-            const int lanes = vectors_of(here - tile) * LANES;
-            float* to = columns + tile * width;
-            for (int64_t i = 0; i < width; ++i)
-                for (int lane = 0; lane < lanes; ++lane) {
-                    const int64_t row = tile + lane;
-                    to[i * lanes + lane] = row < here ? x[(begin + row) * x_stride + i] : 0.0f;
-                    sums[tile * width + i * lanes + lane] = 0.0f;
-                }
-        }
-        for (int64_t group = 0; group < count; group += KEYS) {
-            const int64_t in_group = count - group < KEYS ? count - group : KEYS;
-            for (int64_t k = 0; k < in_group; ++k) {
-                fold(scorer, keys + (group + k) * width, weights, bias);
-                for (int64_t tile = 0; tile < here; tile += TILE) {
-                    const float* from = columns + tile * width;
-                    float* to = scores + tile * KEYS + k * TILE;
-                    switch (vectors_of(here - tile)) {
-                        case 3: score<3>(scorer, from, weights, bias, to); break;
-                        case 2: score<2>(scorer, from, weights, bias, to); break;
-                        default: score<1>(scorer, from, weights, bias, to);
-                    }
-                }
-            }
-            for (int64_t tile = 0; tile < here; tile += TILE) {
-                const float *from = scores + tile * KEYS, *value = values + group * width;
-                float* to = sums + tile * width;
-                switch (vectors_of(here - tile)) {
-                    case 3: weigh<3>(value, from, in_group, width, to); break;
-                    case 2: weigh<2>(value, from, in_group, width, to); break;
-                    default: weigh<1>(value, from, in_group, width, to);
-                }
-            }
-        }
-        for (int64_t row = 0; row < here; ++row) {
-            const int64_t tile = row / TILE * TILE;
-            const int lanes = vectors_of(here - tile) * LANES;
-            for (int64_t i = 0; i < width; ++i)
-                out[(begin + row) * out_stride + i] = sums[tile * width + i * lanes + (row - tile)];
-        }
+        for (int64_t row = 0; row < here; ++row) put(columns, width, here, row, x + (begin + row) * x_stride);
+        pad(columns, width, here);
+        attend_block(scorer, slots, columns, here, sums, work);
+        for (int64_t row = 0; row < here; ++row) take(sums, width, here, row, out + (begin + row) * out_stride);
     }
 }
 }

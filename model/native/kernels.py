@@ -1,14 +1,15 @@
 """The native kernels on tensors: shapes and strides checked here, since nothing behind a pointer checks any.
 
 None of them has a gradient. Every caller has the same function in torch's operations, for where `available` is false.
-Letters: B candidates, N keys, d width, h hidden units, C hashed columns, S window rows, M sketch bytes.
+Letters: B candidates, I items, N keys, d width, h hidden units, C hashed columns, S window rows, M sketch bytes.
 """
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from model.native.library import load
 
 _UNITS = 8  # hidden units come in multiples of this, on every processor
 _ROWS_PER_THREAD = 256  # fewer candidates are not worth another thread
+FEATURES_PER_COLUMN = 6  # of a hashed column: three from the window, three from the sketch
 
 
 class ScorerWeights(NamedTuple):
@@ -31,114 +33,220 @@ class ScorerWeights(NamedTuple):
     slope: float
 
 
+class Matches(NamedTuple):
+    """What a request's candidates are matched against, and the tables of what is read (model/match_sketch.py)."""
+
+    window_SC: Tensor  # int64 hashes of the short window, newest first
+    log_counts: Tensor  # float32 [S + 1]: log(1 + count) by count
+    recency_S: Tensor  # float32, by position in the window
+    sketch_M: Tensor  # uint8: of each column two tables of `cells` bytes
+    cells: tuple[int, ...]
+    features_of_byte: Tensor  # float32 [256, 3]
+
+
+class Scorer:
+    """A pair scorer as a kernel reads it: weights padded and laid out once, and kept."""
+
+    def __init__(self, weights: ScorerWeights) -> None:
+        missing = -weights.out.numel() % _UNITS
+        self.tensors = [functional.pad(_floats(tensor), (0, missing)).contiguous() for tensor in weights[:4]]
+        self.width, self.units = self.tensors[0].shape
+        assert all(tensor.shape == (self.width, self.units) for tensor in self.tensors[:3]), "weights do not agree"
+        assert self.tensors[3].shape == (self.units,), "weights do not agree"
+        addresses = (tensor.data_ptr() for tensor in self.tensors)
+        self.struct = _Scorer(*addresses, self.width, self.units, weights.slope)
+
+
+class Attention(NamedTuple):
+    """One user's attention: keys and values [N, d], float32, and who scores them."""
+
+    scorer: Scorer
+    keys_Nd: Tensor
+    values_Nd: Tensor
+
+
 def available() -> bool:
     """Whether there are native kernels here. The first call may compile them, in about a second."""
     return load() is not None
 
 
-def attend(candidates_Bd: Tensor, keys_Nd: Tensor, values_Nd: Tensor, weights: ScorerWeights, out_Bd: Tensor) -> None:
+def attend(candidates_Bd: Tensor, attention: Attention, out_Bd: Tensor) -> None:
     """out = Σ_n s(E_t, key_n) value_n for every candidate, with s the pair scorer; all float32 on the CPU.
 
     `candidates_Bd` and `out_Bd` may be columns of wider tensors. On as many threads as torch has.
     """
-    width, (rows, units) = candidates_Bd.shape[1], (len(candidates_Bd), weights.out.numel())
-    assert keys_Nd.shape == values_Nd.shape == (len(keys_Nd), width), "keys and values do not go together"
-    assert out_Bd.shape == candidates_Bd.shape, "the answer has another shape than the candidates"
-    assert weights.candidate.shape == (width, units), "the scorer has another width"
-    inner = [_floats(candidates_Bd), _floats(out_Bd)]
-    assert all(tensor.stride(1) == 1 for tensor in inner), "rows must be contiguous"
-    keys_Nd, values_Nd = _floats(keys_Nd).contiguous(), _floats(values_Nd).contiguous()
-    weights = padded(weights)
-    parts = max(1, min(torch.get_num_threads(), rows // _ROWS_PER_THREAD))
-    split = list(zip(candidates_Bd.chunk(parts), out_Bd.chunk(parts), strict=True))
-    if len(split) == 1:
-        _attend_part(candidates_Bd, keys_Nd, values_Nd, weights, out_Bd)
-        return
-    waiting = [_threads().submit(_attend_part, part, keys_Nd, values_Nd, weights, out) for part, out in split]
-    for done in waiting:
-        done.result()
+    scorer, (keys_Nd, values_Nd) = attention.scorer, _slots(attention)
+    assert candidates_Bd.shape == out_Bd.shape == (len(out_Bd), scorer.width), "candidates of another width"
+    assert _floats(candidates_Bd).stride(1) == _floats(out_Bd).stride(1) == 1, "rows must be contiguous"
+
+    def some(begin: int, end: int) -> None:
+        _library().lrea_attend(
+            *(_address(candidates_Bd, begin), candidates_Bd.stride(0), end - begin),
+            *(keys_Nd.data_ptr(), values_Nd.data_ptr(), len(keys_Nd)),
+            *(tensor.data_ptr() for tensor in scorer.tensors),
+            *(scorer.width, scorer.units, scorer.struct.slope),
+            *(_address(out_Bd, begin), out_Bd.stride(0), _scratch(scorer.width, scorer.units)),
+        )
+
+    _on_threads(some, len(candidates_Bd))
 
 
-def match(
+def fill(
+    table_Id: Tensor,
+    rows_B: Tensor,
     hashes_BC: Tensor,
-    window_SC: Tensor,
-    window_features: Sequence[Tensor],
-    sketch_M: Tensor,
-    cells: tuple[int, ...],
-    features_of_byte: Tensor,
+    attentions: Sequence[Attention],
+    matches: Matches | None,
     out_Bf: Tensor,
 ) -> None:
-    """Match features of each candidate into `out_Bf` [B, 6C]: the window's of every column, then the sketch's.
+    """Everything that the MLP reads of a request's candidates, in one pass over them.
 
-    hashes: int64, 0 matches nothing; window_features: log(1 + count) by count [S + 1] and the recency of a position
-    [S]; sketch: uint8, of each column two tables of `cells` bytes; features_of_byte: float32 [256, 3].
+    rows_B: int64, each candidate's row of `table_Id`; hashes_BC: int64, 0 matches nothing; out_Bf: float32, contiguous
+    rows of: the vector; of each attention the interest and its product with the vector; the match features, those of
+    the window of every column, then those of the sketch.
     """
-    library = load()
-    assert library is not None
-    rows, columns = hashes_BC.shape
-    log_counts, recency = window_features
-    assert window_SC.shape[1] == columns == len(cells), "hashes of other columns"
-    assert len(log_counts) > len(window_SC), "a window longer than its table"
-    assert len(recency) >= len(window_SC), "a window longer than its table"
-    assert sketch_M.numel() == 2 * sum(cells), "a sketch of another size"
-    assert sketch_M.dtype == torch.uint8, "a sketch is of bytes"
-    assert out_Bf.shape == (rows, 6 * columns), "the answer has another shape"
-    assert _floats(out_Bf).stride(1) == 1, "rows must be contiguous"
-    hashes_BC, window_CS, sketch_M = hashes_BC.contiguous(), window_SC.T.contiguous(), sketch_M.contiguous()
-    assert hashes_BC.dtype == window_CS.dtype == torch.int64, "hashes are int64"
-    library.lrea_match(
-        *(hashes_BC.data_ptr(), rows, columns),
-        *(window_CS.data_ptr(), len(window_SC), log_counts.data_ptr(), recency.data_ptr()),
-        *(sketch_M.data_ptr(), (ctypes.c_int64 * columns)(*cells), features_of_byte.data_ptr()),
-        *(out_Bf.data_ptr(), out_Bf.stride(0)),
+    width, count = table_Id.shape[1], len(rows_B)
+    columns = 0 if matches is None else len(matches.cells)
+    wanted = width * (1 + 2 * len(attentions)) + FEATURES_PER_COLUMN * columns
+    assert out_Bf.shape == (count, wanted), f"an answer of {tuple(out_Bf.shape)}, wanted {(count, wanted)}"
+    assert _floats(out_Bf).stride(1) == 1 or count == 0, "rows must be contiguous"
+    assert _floats(table_Id).is_contiguous(), "the table must be contiguous"
+    assert all(attention.scorer.width == width for attention in attentions), "an attention of another width"
+    assert rows_B.dtype == hashes_BC.dtype == torch.int64, "rows and hashes are int64"
+    assert count == 0 or 0 <= int(rows_B.min()) <= int(rows_B.max()) < len(table_Id), "rows beyond the table"
+    rows_B, hashes_BC = rows_B.contiguous(), hashes_BC.contiguous()
+    slots = [_slots(attention) for attention in attentions]
+    structs = (_Attention * len(attentions))(
+        *(
+            _Attention(_Slots(keys.data_ptr(), values.data_ptr(), len(keys)), attention.scorer.struct)
+            for attention, (keys, values) in zip(attentions, slots, strict=True)
+        )
     )
+    window_CS, match_struct = _match_struct(matches, hashes_BC)
+    match_at = None if match_struct is None else ctypes.byref(match_struct)
+    units = max((attention.scorer.units for attention in attentions), default=0)
+
+    def some(begin: int, end: int) -> None:
+        _library().lrea_fill(
+            *(table_Id.data_ptr(), _address(rows_B, begin), _address(hashes_BC, begin), end - begin, width),
+            *(structs, len(structs), match_at),
+            *(_address(out_Bf, begin), out_Bf.stride(0), _scratch(width, units)),
+        )
+
+    _on_threads(some, count)
+    del window_CS  # it had to live until here
 
 
-def _attend_part(
-    candidates_Bd: Tensor, keys_Nd: Tensor, values_Nd: Tensor, weights: ScorerWeights, out_Bd: Tensor
-) -> None:
-    library = load()
-    assert library is not None
-    rows, width = candidates_Bd.shape
-    library.lrea_attend(
-        *(candidates_Bd.data_ptr(), candidates_Bd.stride(0), rows),
-        *(keys_Nd.data_ptr(), values_Nd.data_ptr(), len(keys_Nd)),
-        *(tensor.data_ptr() for tensor in weights[:4]),
-        *(width, weights.out.numel(), weights.slope),
-        *(out_Bd.data_ptr(), out_Bd.stride(0), _scratch(width, weights.out.numel()).data_ptr()),
+def _match_struct(matches: Matches | None, hashes_BC: Tensor) -> "tuple[Tensor | None, _Matches | None]":
+    if matches is None:
+        return None, None
+    columns, window_rows = len(matches.cells), len(matches.window_SC)
+    assert hashes_BC.shape[1] == matches.window_SC.shape[1] == columns, "hashes of other columns"
+    assert len(matches.log_counts) > window_rows, "a window longer than its table"
+    assert len(matches.recency_S) >= window_rows, "a window longer than its table"
+    assert matches.sketch_M.shape == (2 * sum(matches.cells),), "a sketch of another size"
+    assert matches.sketch_M.dtype == torch.uint8, "a sketch is of bytes"
+    assert matches.sketch_M.is_contiguous(), "a sketch must be contiguous"
+    window_CS = matches.window_SC.T.contiguous()
+    assert window_CS.dtype == torch.int64, "hashes are int64"
+    struct = _Matches(
+        *(window_CS.data_ptr(), window_rows, columns),
+        *(matches.log_counts.data_ptr(), matches.recency_S.data_ptr(), matches.sketch_M.data_ptr()),
+        *(_cells(matches.cells), matches.features_of_byte.data_ptr()),
     )
+    return window_CS, struct
 
 
-def padded(weights: ScorerWeights) -> ScorerWeights:
-    """The same scorer with hidden units that add nothing, up to a multiple of what a kernel takes at a time."""
-    missing = -weights.out.numel() % _UNITS
-    candidate, key, product, out = (
-        functional.pad(_floats(tensor), (0, missing)).contiguous() if missing else _floats(tensor).contiguous()
-        for tensor in weights[:4]
-    )
-    return ScorerWeights(candidate, key, product, out, weights.slope)
+def _slots(attention: Attention) -> tuple[Tensor, Tensor]:
+    keys_Nd, values_Nd = _floats(attention.keys_Nd).contiguous(), _floats(attention.values_Nd).contiguous()
+    wanted = (len(keys_Nd), attention.scorer.width)
+    assert keys_Nd.shape == values_Nd.shape == wanted, "keys and values do not go together"
+    return keys_Nd, values_Nd
 
 
 def _floats(tensor: Tensor) -> Tensor:
     assert tensor.dtype == torch.float32, f"found {tensor.dtype}, wanted float32"
-    assert tensor.device.type == "cpu", f"found a tensor on {tensor.device}, wanted the CPU"
-    return tensor.detach()
+    assert tensor.is_cpu, f"found a tensor on {tensor.device}, wanted the CPU"
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _address(tensor: Tensor, row: int) -> int:
+    """Where a row begins."""
+    return tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
+
+
+def _library() -> ctypes.CDLL:
+    library = load()
+    assert library is not None
+    return library
+
+
+# ---- threads
+
+
+def _on_threads(some: Callable[[int, int], None], rows: int) -> None:
+    """All rows, on as many threads as torch has where that is worth it. The kernels hold no lock of Python's."""
+    parts = min(torch.get_num_threads(), rows // _ROWS_PER_THREAD)
+    if parts <= 1:
+        some(0, rows)
+        return
+    ends = [rows * part // parts for part in range(parts + 1)]
+    waiting = [_threads().submit(partial(some, begin, end)) for begin, end in pairwise(ends)]
+    for done in waiting:
+        done.result()
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(torch.get_num_threads(), "kernels")
 
 
 _LOCAL = threading.local()
 
 
-def _scratch(width: int, units: int) -> Tensor:
-    """This thread's scratch memory, kept: it would be a mapping of its own for each call."""
-    library = load()
-    assert library is not None
-    wanted = int(library.lrea_scratch(width, units))
+def _scratch(width: int, units: int) -> int:
+    """Where this thread's scratch memory is; kept, for it would be a mapping of its own for each call."""
+    wanted = _scratch_floats(width, units)
     kept: Tensor | None = getattr(_LOCAL, "scratch", None)
     if kept is None or kept.numel() < wanted:
         kept = _LOCAL.scratch = torch.empty(wanted)
-    return kept
+    return kept.data_ptr()
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(torch.get_num_threads(), "attend")
+def _scratch_floats(width: int, units: int) -> int:
+    return int(_library().lrea_scratch(width, units))
+
+
+# ---- as in the sources
+
+
+class _Scorer(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("candidate", "key", "product", "out")),
+        *(("width", ctypes.c_int64), ("units", ctypes.c_int64), ("slope", ctypes.c_float)),
+    )
+
+
+class _Slots(ctypes.Structure):
+    _fields_ = (("keys", ctypes.c_void_p), ("values", ctypes.c_void_p), ("count", ctypes.c_int64))
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (("slots", _Slots), ("scorer", _Scorer))
+
+
+class _Matches(ctypes.Structure):
+    _fields_ = (
+        *(("window", ctypes.c_void_p), ("window_rows", ctypes.c_int64), ("columns", ctypes.c_int64)),
+        *((name, ctypes.c_void_p) for name in ("log_counts", "recency", "sketch", "cells", "features_of_byte")),
+    )
+
+
+@cache
+def _cells_array(cells: tuple[int, ...]) -> "ctypes.Array[ctypes.c_int64]":
+    return (ctypes.c_int64 * len(cells))(*cells)
+
+
+def _cells(cells: tuple[int, ...]) -> int:
+    return ctypes.addressof(_cells_array(cells))

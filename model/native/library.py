@@ -23,7 +23,8 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "attend.cpp", HERE / "match.cpp", HERE / "index.cpp")
+SOURCES = tuple(HERE / name for name in ("attend.cpp", "fill.cpp", "index.cpp"))
+HEADERS = tuple(HERE / name for name in ("attend.hpp", "match.hpp"))
 BUILT = HERE / "built"  # what an image brings
 COMPILERS = ("g++", "c++")  # GCC's vector types; clang has them too
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-mprefer-vector-width=512")
@@ -116,7 +117,7 @@ def _flags(target: str) -> list[str]:
 def _name(target: str) -> str:
     """The file's name: what it was made from and for."""
     digest = hashlib.sha256(" ".join(_flags(target)).encode())
-    for source in SOURCES:
+    for source in (*SOURCES, *HEADERS):
         digest.update(source.read_bytes())
     return f"lrea-{target}-{digest.hexdigest()[:16]}.so"
 
@@ -131,13 +132,12 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL:
         *(_POINTER, _INT, _POINTER),  # out, scratch
     ]
     library.lrea_attend.restype = None
-    library.lrea_match.argtypes = [
-        *(_POINTER, _INT, _INT),  # hashes
-        *(_POINTER, _INT, _POINTER, _POINTER),  # window
-        *(_POINTER, _POINTER, _POINTER),  # sketch
-        *(_POINTER, _INT),  # out
+    library.lrea_fill.argtypes = [
+        *(_POINTER, _POINTER, _POINTER, _INT, _INT),  # the table, rows and hashes of candidates
+        *(_POINTER, _INT, _POINTER),  # attentions, matches
+        *(_POINTER, _INT, _POINTER),  # out, scratch
     ]
-    library.lrea_match.restype = None
+    library.lrea_fill.restype = None
     library.lrea_index_build.argtypes, library.lrea_index_build.restype = [_POINTER, _INT, _INT, _POINTER, _INT], None
     library.lrea_index_find.argtypes = [_POINTER, _INT, _POINTER, _INT, _INT, _POINTER]
     library.lrea_index_find.restype = None

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
 from model.identifiers import NULL_HASH
-from model.match_sketch import build_sketch, match_request, match_short, read_sketch
+from model.match_sketch import build_sketch, match_request, native_matches
 from model.native import kernels
 
 # Of the sum of all terms' sizes: one rounding of float32 is 6e-8 of it.
@@ -39,7 +39,7 @@ def relative_error(found: torch.Tensor, wanted: tuple[torch.Tensor, torch.Tensor
 
 def by_kernel(scorer: PairScorer, candidates: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     out = torch.full_like(candidates, torch.nan)
-    kernels.attend(candidates, keys, values, scorer.weights(), out)
+    kernels.attend(candidates, kernels.Attention(scorer.native(), keys, values), out)
     return out
 
 
@@ -80,7 +80,7 @@ def test_reads_and_writes_columns_of_wider_tensors_and_nothing_beside_them() -> 
     scorer = PairScorer(8, 16)
     wide, keys, values = torch.randn(100, 20), torch.randn(5, 8), torch.randn(5, 8)
     out = torch.full((100, 30), 7.0)
-    kernels.attend(wide[:, 3:11], keys, values, scorer.weights(), out[:, 11:19])
+    kernels.attend(wide[:, 3:11], kernels.Attention(scorer.native(), keys, values), out[:, 11:19])
     wanted = attend_in_float64(scorer, wide[:, 3:11], keys, values)
     assert relative_error(out[:, 11:19], wanted) < TOLERANCE
     assert (out[:, :11] == 7).all()
@@ -103,16 +103,81 @@ def test_several_threads_give_the_very_same_answer() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["keys", "values", "out", "dtype"])
-def test_refuses_what_would_read_beyond_a_tensor(wrong: str) -> None:
-    scorer = PairScorer(8, 8)
+def test_attend_refuses_what_would_read_beyond_a_tensor(wrong: str) -> None:
+    scorer = PairScorer(8, 8).native()
     tensors = {"candidates": torch.zeros(4, 8), "keys": torch.zeros(3, 8), "values": torch.zeros(3, 8)}
     tensors["out"] = torch.zeros(4, 8)
     if wrong == "dtype":
         tensors["keys"] = tensors["keys"].double()
     else:
         tensors[wrong] = tensors[wrong][:-1]
+    attention = kernels.Attention(scorer, tensors["keys"], tensors["values"])
     with pytest.raises(AssertionError):
-        kernels.attend(tensors["candidates"], tensors["keys"], tensors["values"], scorer.weights(), tensors["out"])
+        kernels.attend(tensors["candidates"], attention, tensors["out"])
+
+
+@torch.no_grad()
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 120) | st.sampled_from([383, 384, 385, 1000]),
+    keys=st.lists(st.integers(0, 20), max_size=3),
+    width=st.integers(1, 20),
+    matched=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_fill_is_each_of_its_parts(rows: int, keys: list[int], width: int, matched: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    table, wanted = torch.randn(30, width), torch.randint(0, 30, (rows,))
+    hashes, short = torch.randint(-3, 4, (rows, COLUMNS)), torch.randint(-3, 4, (7, COLUMNS))
+    sketch = build_sketch(torch.randint(-3, 4, (1, 50, COLUMNS)), CELLS)[0]
+    scorers = [PairScorer(width, 5) for _ in keys]
+    slots = [(torch.randn(count, width), torch.randn(count, width)) for count in keys]
+    attentions = [kernels.Attention(scorer.native(), *pair) for scorer, pair in zip(scorers, slots, strict=True)]
+    matches = native_matches(short, sketch, CELLS) if matched else None
+    columns = width * (1 + 2 * len(keys)) + matched * 6 * COLUMNS
+    wide = torch.full((rows, columns + 4), 7.0)
+    kernels.fill(table, wanted, hashes, attentions, matches, wide[:, 2:-2])
+    vectors = table[wanted]
+    parts = [vectors]
+    for attention in attentions:
+        interest = torch.empty_like(vectors)
+        kernels.attend(vectors, attention, interest)
+        parts += [interest, vectors * interest]
+    parts += [match_request(hashes, short, sketch, CELLS)] if matched else []
+    assert torch.equal(wide[:, 2:-2], torch.cat(parts, dim=1))
+    assert (wide[:, :2] == 7).all()
+    assert (wide[:, -2:] == 7).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["row", "negative row", "columns", "table", "hashes", "window", "sketch", "attention", "dtype"]
+)
+def test_fill_refuses_what_would_read_or_write_beyond_a_tensor(wrong: str) -> None:
+    rows, hashes, table = torch.tensor([0, 1, 2]), torch.zeros(3, COLUMNS, dtype=torch.int64), torch.zeros(3, 8)
+    short, sketch = torch.zeros(2, COLUMNS, dtype=torch.int64), torch.zeros(2 * sum(CELLS), dtype=torch.uint8)
+    width, out = 8, torch.zeros(3, 8 * 3 + 6 * COLUMNS)
+    match wrong:
+        case "row":
+            rows = torch.tensor([0, 1, 3])
+        case "negative row":
+            rows = torch.tensor([0, -1, 2])
+        case "columns":
+            out = out[:, :-1]
+        case "table":
+            table = table[:, :4]
+        case "hashes":
+            hashes = hashes[:, :-1]
+        case "window":
+            short = short[:, :-1]
+        case "sketch":
+            sketch = sketch[:-1]
+        case "attention":
+            width = 4
+        case _:
+            rows = rows.int()
+    attention = kernels.Attention(PairScorer(width, 8).native(), torch.zeros(2, width), torch.zeros(2, width))
+    with pytest.raises(AssertionError):
+        kernels.fill(table, rows, hashes, [attention], native_matches(short, sketch, CELLS), out)
 
 
 @settings(max_examples=100, deadline=None)
@@ -129,20 +194,19 @@ def test_match_features_are_those_of_the_sketch_to_the_last_bit(
         torch.tensor(rows, dtype=torch.int64).view(-1, COLUMNS) * spread for rows in (candidates, window, history)
     )
     sketch = build_sketch(long.unsqueeze(0), CELLS)[0]
-    wide = torch.full((len(hashes), 6 * COLUMNS + 4), 7.0)
-    match_request(hashes, short, sketch, CELLS, wide[:, 2:-2])
-    wanted = [
-        match_short(short.unsqueeze(0), hashes.unsqueeze(0)),
-        read_sketch(sketch.unsqueeze(0), hashes[None], CELLS),
-    ]
-    assert torch.equal(wide[:, 2:-2], torch.cat(wanted, dim=-1)[0])
-    assert (wide[:, :2] == 7).all()
-    assert (wide[:, -2:] == 7).all()
+    found = matched(hashes, native_matches(short, sketch, CELLS))
+    assert torch.equal(found, match_request(hashes, short, sketch, CELLS))
 
 
 def test_a_missing_value_matches_nothing() -> None:
     hashes = torch.full((2, COLUMNS), NULL_HASH)
-    out = torch.ones(2, 6 * COLUMNS)
     full = torch.full((2 * sum(CELLS),), 0xFF, dtype=torch.uint8)
-    match_request(hashes, torch.full((5, COLUMNS), NULL_HASH), full, CELLS, out)
-    assert torch.equal(out, torch.zeros_like(out))
+    found = matched(hashes, native_matches(torch.full((5, COLUMNS), NULL_HASH), full, CELLS))
+    assert torch.equal(found, torch.zeros_like(found))
+
+
+def matched(hashes: torch.Tensor, matches: kernels.Matches) -> torch.Tensor:
+    """The match features alone: behind one number that is not theirs."""
+    out = torch.ones(len(hashes), 1 + 6 * COLUMNS)
+    kernels.fill(torch.zeros(1, 1), torch.zeros(len(hashes), dtype=torch.int64), hashes, [], matches, out)
+    return out[:, 1:]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model.attention.scorer import PairScorer
-from model.native import kernels, library
+from model.native import library
 
 SCORE_ONCE = """
 import logging, sys, torch
@@ -101,10 +101,10 @@ def test_the_older_level_scores_the_same(tmp_path: Path, caplog: pytest.LogCaptu
         older = library.declared(ctypes.CDLL(str(library.build(tmp_path, "x86-64-v3"))))
         out = torch.empty_like(candidates)
         scratch = torch.empty(older.lrea_scratch(24, 24))
-        padded = kernels.padded(scorer.weights())
+        weights = scorer.native()
         older.lrea_attend(
             *(candidates.data_ptr(), 24, 130, keys.data_ptr(), keys.data_ptr(), 19),
-            *(tensor.data_ptr() for tensor in padded[:4]),
-            *(24, 24, padded.slope, out.data_ptr(), 24, scratch.data_ptr()),
+            *(tensor.data_ptr() for tensor in weights.tensors),
+            *(24, weights.units, weights.struct.slope, out.data_ptr(), 24, scratch.data_ptr()),
         )
     assert (out - wanted).abs().max().item() < 1e-5

@@ -3,6 +3,8 @@
 // The formulas stand in model/match_sketch.py, which also makes the tables that are read here: this file looks up.
 // A hash of 0 is a missing value and matches nothing.
 
+#pragma once
+
 #include <cstdint>
 
 namespace {
@@ -39,25 +41,26 @@ void read_cells(int64_t hash, const uint8_t* tables, int64_t cells, const float*
     for (int feature = 0; feature < FEATURES; ++feature) out[feature] = features_of_byte[read * FEATURES + feature];
 }
 
-}  // namespace
+// What a request's candidates are matched against.
+struct Matches {
+    const int64_t* window;  // [columns, window_rows], newest first
+    int64_t window_rows, columns;
+    const float *log_counts, *recency;  // by count, and by position
+    const uint8_t* sketch;              // of each column two tables of cells[column] bytes
+    const int64_t* cells;
+    const float* features_of_byte;  // [256, FEATURES]
+};
 
-extern "C" {
-
-// hashes: [rows, columns]; window: [columns, window_rows], newest first; sketch: of each column two tables of
-// cells[column] bytes; out: [rows, 2 * FEATURES * columns], out_stride floats apart: the window's features of every
-// column, then the sketch's.
-void lrea_match(const int64_t* hashes, int64_t rows, int64_t columns, const int64_t* window, int64_t window_rows,
-                const float* log_counts, const float* recency, const uint8_t* sketch, const int64_t* cells,
-                const float* features_of_byte, float* out, int64_t out_stride) {
-    for (int64_t column = 0; column < columns; ++column) {
-        float* from_window = out + FEATURES * column;
-        float* from_sketch = from_window + FEATURES * columns;
-        for (int64_t row = 0; row < rows; ++row) {
-            const int64_t hash = hashes[row * columns + column], at = row * out_stride;
-            match_window(hash, window + column * window_rows, window_rows, log_counts, recency, from_window + at);
-            read_cells(hash, sketch, cells[column], features_of_byte, from_sketch + at);
-        }
-        sketch += 2 * cells[column];
+// Match features of one candidate with hashes [columns]: the window's of every column, then the sketch's.
+inline void match(const Matches& with, const int64_t* hashes, float* out) {
+    const uint8_t* tables = with.sketch;
+    for (int64_t column = 0; column < with.columns; ++column) {
+        const int64_t* window = with.window + column * with.window_rows;
+        float* to = out + FEATURES * column;
+        match_window(hashes[column], window, with.window_rows, with.log_counts, with.recency, to);
+        read_cells(hashes[column], tables, with.cells[column], with.features_of_byte, to + FEATURES * with.columns);
+        tables += 2 * with.cells[column];
     }
 }
-}
+
+}  // namespace
