@@ -141,7 +141,12 @@ def best(logits_B: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.intp]:
 
     Not by probability: those of the logits 18 and 25 are the same float32.
     """
-    return np.argsort(-logits_B, kind="stable")[:top_k]
+    if top_k < len(logits_B):  # only what can be among them is sorted: 4,000 take 0.3 ms, and 0.05 ms so
+        least = np.partition(logits_B, len(logits_B) - top_k)[len(logits_B) - top_k]
+        places = np.flatnonzero(logits_B >= least)
+    else:
+        places = np.arange(len(logits_B))
+    return places[np.argsort(-logits_B[places], kind="stable")[:top_k]]
 
 
 def _lookups(checked: CheckedRequest) -> int:
