@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model.attention.ages import AGE_WIDTH, Ages
 from model.attention.interface import Embedded, LongAttention
 from model.attention.multi_head import HeadOutput, HeadQueries, pool
-from model.attention.retrieval import Choice, gather_rows, ordering_keys
+from model.attention.retrieval import Choice, gather_rows, rank_best
 
 
 class TwinAttention(LongAttention):
@@ -61,15 +61,20 @@ def _products(queries_UKAw: Tensor, rows_UNw: Tensor) -> Tensor:
 @torch.no_grad()
 def take_turns(relevance_UKAN: Tensor, present_UN: Tensor, count: int) -> Choice:
     """`count` rows that are present: each head's best, then each head's second best, and so on, a row counting once."""
-    heads, rows = relevance_UKAN.shape[-2:]
+    rows = relevance_UKAN.shape[-1]
     count, present_U1N = min(count, rows), present_UN.unsqueeze(1)
-    never = heads * count
-    first_turn_UKN = torch.full_like(relevance_UKAN[:, :, 0], never, dtype=torch.int64)
-    rounds_k = torch.arange(count, device=relevance_UKAN.device) * heads
-    for head, relevance_UKN in enumerate(relevance_UKAN.unbind(dim=2)):  # a head at a time: less memory, and faster
-        # No ranking is walked past its first `count` rows.
-        best_UKk = ordering_keys(relevance_UKN, present_U1N).topk(count, dim=-1).indices
-        first_turn_UKN.scatter_reduce_(-1, best_UKk, (rounds_k + head).expand_as(best_UKk), "amin")
-    first_turn_UKN.masked_fill_(~present_U1N, never)
-    chosen = first_turn_UKN.topk(count, dim=-1, largest=False, sorted=False)
-    return Choice(chosen.indices, chosen.values < never)
+    # A head at a time: less memory, and faster. No ranking is walked past its first `count` rows.
+    rankings = [rank_best(relevance_UKN, present_U1N, count) for relevance_UKN in relevance_UKAN.unbind(dim=2)]
+    turns_UKT = torch.stack(rankings, dim=-1).flatten(-2)
+    counts_UKT = _first_times(turns_UKT) & present_U1N.expand(-1, turns_UKT.shape[1], -1).gather(-1, turns_UKT)
+    turn_T = torch.arange(turns_UKT.shape[-1], dtype=torch.float32, device=turns_UKT.device)
+    chosen = torch.where(counts_UKT, -turn_T, -torch.inf).topk(count, dim=-1)
+    return Choice(turns_UKT.gather(-1, chosen.indices), chosen.values != -torch.inf)
+
+
+def _first_times(rows: Tensor) -> Tensor:
+    """Where a row comes for the first time along the last axis, bool of the same shape."""
+    ordered, places = rows.sort(dim=-1, stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    return torch.empty_like(first).scatter_(-1, places, first)

@@ -7,25 +7,31 @@ import pytest
 from service.tasks import await_or_end, end_tasks
 
 
-async def test_a_task_that_loses_its_first_cancellation_ends_all_the_same() -> None:
-    begun = asyncio.Event()
-    lost: list[str] = []
+class Stubborn:
+    """Work that loses its first cancellation."""
 
-    async def follow() -> None:
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.lost = 0
+
+    async def run(self) -> None:
         while True:
             try:
-                begun.set()
+                self.begun.set()
                 await asyncio.sleep(3600)
             except asyncio.CancelledError:
-                if lost:
+                if self.lost:
                     raise
-                lost.append("once")
+                self.lost += 1
 
-    task = asyncio.create_task(follow())
-    await begun.wait()
+
+async def test_a_task_that_loses_its_first_cancellation_ends_all_the_same() -> None:
+    work = Stubborn()
+    task = asyncio.create_task(work.run())
+    await work.begun.wait()
     await asyncio.wait_for(end_tasks([task]), timeout=20)
     assert task.cancelled()
-    assert lost == ["once"]
+    assert work.lost == 1
 
 
 async def test_tasks_that_have_ended_badly_are_no_trouble() -> None:
@@ -40,26 +46,14 @@ async def test_tasks_that_have_ended_badly_are_no_trouble() -> None:
 
 
 async def test_work_that_loses_its_cancellation_ends_with_whoever_awaits_it() -> None:
-    begun = asyncio.Event()
-    lost: list[str] = []
-
-    async def ask() -> None:
-        while True:
-            try:
-                begun.set()
-                await asyncio.sleep(3600)
-            except asyncio.CancelledError:
-                if lost:
-                    raise
-                lost.append("once")
-
-    waiting = asyncio.create_task(await_or_end(ask()))
-    await begun.wait()
+    work = Stubborn()
+    waiting = asyncio.create_task(await_or_end(work.run()))
+    await work.begun.wait()
     waiting.cancel()
     done, _ = await asyncio.wait([waiting], timeout=20)
     assert done == {waiting}
     assert waiting.cancelled()
-    assert lost == ["once"]
+    assert work.lost == 1
 
 
 async def test_awaited_work_gives_its_result_or_its_error() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.attention.retrieval import choose_best, gather_rows, ordering_keys
+from model.attention.retrieval import choose_best, gather_rows, ordering_keys, rank_best
 
 
 @pytest.mark.parametrize("count", [1, 3, 10])
@@ -22,6 +22,23 @@ def test_of_equal_rows_the_newer_are_chosen() -> None:
         padded = torch.cat([scores, torch.full((1, 1, padding), 1.0)], dim=-1)
         eligible = torch.arange(7 + padding).view(1, 1, -1) < 7
         assert sorted(choose_best(padded, eligible, 4).index_UKk.flatten().tolist()) == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 30, 40])
+def test_a_top_k_of_floats_chooses_and_ranks_as_keys_do(count: int) -> None:
+    """Few values, so that nearly every choice cuts through equals."""
+    generator = torch.Generator().manual_seed(count)
+    scores = torch.randint(-3, 4, (3, 20, 40), generator=generator).float()
+    eligible = torch.rand(3, 1, 40, generator=generator) < torch.tensor([1.0, 0.6, 0.05]).view(3, 1, 1)
+    order = ordering_keys(scores, eligible).argsort(dim=-1, descending=True)[..., :count]
+    there = eligible.expand_as(scores).gather(-1, order)
+    chosen, ranked = choose_best(scores, eligible, count), rank_best(scores, eligible, count)
+    for user in range(3):
+        for candidate in range(20):
+            wanted = order[user, candidate][there[user, candidate]].tolist()
+            found = chosen.index_UKk[user, candidate][chosen.found_UKk[user, candidate]].tolist()
+            assert sorted(found) == sorted(wanted)
+            assert ranked[user, candidate][: len(wanted)].tolist() == wanted
 
 
 def test_keys_are_ordered_as_the_scores_are() -> None:
