@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from model.identifiers import Id, IdKind
-from model.vocabulary import Int64s, Vocabulary
+from model.log.column_hashes import hash_integers
+from model.native.library import load
+from model.vocabulary import UNKNOWN, Int64s, Vocabulary
 
 
 class Items(NamedTuple):
@@ -66,6 +68,8 @@ class Catalogue:
             vocabulary.hash_of_code[codes_of_row[:, index]] for index, vocabulary in enumerate(self.features.values())
         )
         self._hashes_of_row = np.stack([items.hash_of_code, *of_features], axis=-1)
+        self._codes = torch.from_numpy(np.ascontiguousarray(codes_of_row))
+        self._hashes = torch.from_numpy(self._hashes_of_row)
 
     @property
     def item_kind(self) -> IdKind:
@@ -84,19 +88,30 @@ class Catalogue:
         features: values that replace the catalogue's, column -> one value per id (None: missing).
         Raises ValueError for ids or values of another type, an unknown column, or a column of another length.
         """
-        items = self.items_of(*self._encode_ids(ids))
+        items = self._encode_ids(ids)
         for column, values in (features or {}).items():
             index = self._column_index(column, len(values), len(ids))
             codes, hashes = _encode_column(column, self.features[column], values)
             items.codes[:, index], items.hashes[:, 1 + index] = torch.from_numpy(codes), torch.from_numpy(hashes)
         return items
 
-    def _encode_ids(self, ids: Sequence[Id] | Int64s) -> tuple[Int64s, Int64s]:
-        if not isinstance(ids, np.ndarray):
-            return self.items.encode(ids)
-        if self.item_kind != "int":
-            raise ValueError("found an array of integers, wanted strings: send them as that type")
-        return self.items.encode_integers(ids)
+    def _encode_ids(self, ids: Sequence[Id] | Int64s) -> Items:
+        if isinstance(ids, np.ndarray):
+            if self.item_kind != "int":
+                raise ValueError("found an array of integers, wanted strings: send them as that type")
+            return self._encode_integers(ids)
+        if self.item_kind == "int":
+            return self._encode_integers(self.items.integers(ids))
+        return self.items_of(*self.items.encode(ids))
+
+    def _encode_integers(self, ids: Int64s) -> Items:
+        if load() is None:
+            return self.items_of(*self.items.encode_integers(ids))
+        rows, codes, hashes, unknown = self.items.index.encode(ids, UNKNOWN, self._codes, self._hashes)
+        if unknown:  # their hashes are of their own ids
+            places = np.flatnonzero(rows.numpy() == UNKNOWN)
+            hashes[places, 0] = torch.from_numpy(hash_integers(ids[places], self.items.seed))
+        return Items(rows, codes, hashes)
 
     def items_of(self, rows: Int64s, id_hashes: Int64s) -> Items:
         """Items of these vocabulary rows, int64 [n] on the CPU, with the catalogue's features and their ids' hashes."""

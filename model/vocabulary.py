@@ -81,26 +81,30 @@ class Vocabulary:
     def _find(self, values: Int64s) -> Int64s:
         """Codes of integers, int64 [n]."""
         if load() is not None:
-            return self._index.find(values, UNKNOWN)
+            return self.index.find(values, UNKNOWN)
         ids = self.tensors["ids"]
         place = np.searchsorted(ids, values)
         known = ids[np.minimum(place, len(ids) - 1)] == values if len(ids) else np.zeros(len(values), dtype=np.bool_)
         return np.where(known, place + FIRST_KNOWN, UNKNOWN)
 
     @cached_property
-    def _index(self) -> IntegerIndex:
+    def index(self) -> IntegerIndex:
+        """The native index of a vocabulary of integers."""
         return IntegerIndex(self.tensors["ids"].astype(np.int64, copy=False), FIRST_KNOWN)
 
     def _encode_ints(self, values: Sequence[Id | None]) -> tuple[Int64s, Int64s]:
-        missing = None
+        if None not in values:
+            return self.encode_integers(self.integers(values))
+        missing = np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
+        return self.encode_integers(self.integers([0 if value is None else value for value in values]), missing)
+
+    def integers(self, values: Sequence[Id | None]) -> Int64s:
+        """Integers as an array; none may be missing. Raises ValueError for one of the other kind or beyond 64 bits."""
+        self._check_kind(values)
         try:
-            if None in values:
-                missing = np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
-                values = [0 if value is None else value for value in values]
-            wanted = np.asarray(values, dtype=np.int64)
+            return np.asarray(values, dtype=np.int64)
         except OverflowError as error:
             raise ValueError("an id does not fit in a signed 64-bit integer: send ids as strings") from error
-        return self.encode_integers(wanted, missing)
 
     def _encode_strings(self, values: Sequence[Id | None]) -> tuple[Int64s, Int64s]:
         hashes = match_hashes(values, self.seed)

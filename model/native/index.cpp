@@ -30,14 +30,30 @@ void lrea_index_build(const int64_t* keys, int64_t count, int64_t first_row, int
     }
 }
 
-// rows[i]: the row of keys[i], or `unknown`.
-void lrea_index_find(const int64_t* keys, int64_t count, const int64_t* slots, int64_t mask, int64_t unknown,
-                     int64_t* rows) {
+// rows[i]: the row of keys[i], or `unknown`. Returns how many are unknown.
+int64_t lrea_index_find(const int64_t* keys, int64_t count, const int64_t* slots, int64_t mask, int64_t unknown,
+                        int64_t* rows) {
     const Slot* table = reinterpret_cast<const Slot*>(slots);
+    int64_t missed = 0;
     for (int64_t i = 0; i < count; ++i) {
         uint64_t place = place_of(keys[i], mask);
         while (table[place].row && table[place].key != keys[i]) place = (place + 1) & static_cast<uint64_t>(mask);
         rows[i] = table[place].row ? table[place].row : unknown;
+        missed += !table[place].row;
     }
+    return missed;
+}
+
+// Beside that, what two tables [., width] have at those rows.
+int64_t lrea_index_encode(const int64_t* keys, int64_t count, const int64_t* slots, int64_t mask, int64_t unknown,
+                          const int64_t* first, int64_t first_width, const int64_t* second, int64_t second_width,
+                          int64_t* rows, int64_t* first_out, int64_t* second_out) {
+    const int64_t missed = lrea_index_find(keys, count, slots, mask, unknown, rows);
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t j = 0; j < first_width; ++j) first_out[i * first_width + j] = first[rows[i] * first_width + j];
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t j = 0; j < second_width; ++j)
+            second_out[i * second_width + j] = second[rows[i] * second_width + j];
+    return missed;
 }
 }

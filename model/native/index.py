@@ -1,7 +1,9 @@
-"""An index of 64-bit integers, by the native kernel: which row each of them has. In arrays, without torch."""
+"""An index of 64-bit integers, by the native kernel: which row each of them has, and what tables hold at that row."""
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from model.native.library import load
 
@@ -19,6 +21,7 @@ class IntegerIndex:
         self._mask = (1 << (2 * len(keys)).bit_length()) - 1
         self._slots = np.zeros(2 * (self._mask + 1), np.int64)
         self._slots_at = self._slots.ctypes.data  # asked for once: it takes as long as 50 look-ups
+        self._rows = first_row + len(keys)
         keys = np.ascontiguousarray(keys, np.int64)
         library.lrea_index_build(keys.ctypes.data, len(keys), first_row, self._slots_at, self._mask)
 
@@ -31,3 +34,26 @@ class IntegerIndex:
         rows = np.empty(len(keys), np.int64)
         library.lrea_index_find(keys.ctypes.data, len(keys), self._slots_at, self._mask, unknown, rows.ctypes.data)
         return rows
+
+    def encode(self, keys: Int64s, unknown: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Rows of `keys`, what `first` [rows, F] and `second` [rows, C] have there, and how many are unknown.
+
+        All int64; the tables are contiguous on the CPU, and have a row for every key and for `unknown`.
+        """
+        library = load()
+        assert library is not None
+        keys = np.ascontiguousarray(keys, np.int64)
+        assert keys.ndim == 1, "keys have one axis"
+        for table in (first, second):
+            assert table.dtype == torch.int64, "tables are int64"
+            assert table.is_contiguous(), "tables are contiguous"
+            assert len(table) >= max(self._rows, unknown + 1), "a table is too short"
+        count = len(keys)
+        rows = torch.empty(count, dtype=torch.int64)
+        outs = [torch.empty(count, table.shape[1], dtype=torch.int64) for table in (first, second)]
+        missed = library.lrea_index_encode(
+            *(keys.ctypes.data, count, self._slots_at, self._mask, unknown),
+            *(first.data_ptr(), first.shape[1], second.data_ptr(), second.shape[1]),
+            *(rows.data_ptr(), outs[0].data_ptr(), outs[1].data_ptr()),
+        )
+        return rows, outs[0], outs[1], int(missed)

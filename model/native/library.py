@@ -139,8 +139,17 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL:
     ]
     library.lrea_fill.restype = None
     library.lrea_index_build.argtypes, library.lrea_index_build.restype = [_POINTER, _INT, _INT, _POINTER, _INT], None
-    library.lrea_index_find.argtypes = [_POINTER, _INT, _POINTER, _INT, _INT, _POINTER]
-    library.lrea_index_find.restype = None
+    library.lrea_index_find.argtypes = [
+        *(_POINTER, _INT, _POINTER, _INT, _INT),  # keys, slots, what is unknown
+        _POINTER,
+    ]
+    library.lrea_index_find.restype = _INT
+    library.lrea_index_encode.argtypes = [
+        *(_POINTER, _INT, _POINTER, _INT, _INT),
+        *(_POINTER, _INT, _POINTER, _INT),  # two tables
+        *(_POINTER, _POINTER, _POINTER),
+    ]
+    library.lrea_index_encode.restype = _INT
     return library
 
 

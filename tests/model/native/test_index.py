@@ -1,6 +1,8 @@
 """The index of integers finds what a dictionary finds, whatever the keys are."""
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -28,3 +30,22 @@ def test_finds_in_views_that_are_not_contiguous() -> None:
     asked = np.arange(-10, 2000).reshape(-1, 2)[:, 1]
     wanted = {int(key): FIRST + place for place, key in enumerate(keys[::-1])}
     assert index.find(asked, UNKNOWN).tolist() == [wanted.get(int(key), UNKNOWN) for key in asked]
+
+
+@given(keys=st.lists(KEYS, unique=True, max_size=50), asked=st.lists(KEYS, max_size=50), width=st.integers(0, 3))
+def test_encodes_as_it_finds_with_what_tables_have_there(keys: list[int], asked: list[int], width: int) -> None:
+    index = IntegerIndex(np.array(keys, np.int64), FIRST)
+    first, second = torch.randint(-9, 9, (FIRST + len(keys), width)), torch.randint(-9, 9, (FIRST + len(keys), 2))
+    both = np.array([*keys, *asked], np.int64)
+    rows, of_first, of_second, unknown = index.encode(both, UNKNOWN, first, second)
+    wanted = torch.from_numpy(index.find(both, UNKNOWN))
+    assert torch.equal(rows, wanted)
+    assert torch.equal(of_first, first[wanted])
+    assert torch.equal(of_second, second[wanted])
+    assert unknown == int((wanted == UNKNOWN).sum())
+
+
+def test_refuses_tables_that_are_too_short() -> None:
+    index, table = IntegerIndex(np.arange(5), FIRST), torch.zeros(FIRST + 4, 1, dtype=torch.int64)
+    with pytest.raises(AssertionError):
+        index.encode(np.arange(5), UNKNOWN, table, table)
