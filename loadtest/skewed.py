@@ -42,7 +42,7 @@ PREFIX = "skewed"
 SERVER_CORE, LOAD_CORE = 0, 1
 ROUNDS = 4
 READY_S = 60.0
-DRAWN = 10_000  # requests of one turn: more than it has time for
+DRAWN_PER_S = 8_000  # requests of one turn: more than it has time for
 ITEM_LISTS = 256  # different lists of candidates among them
 FILL_S = 90.0
 HITS, MISSES = "lrea_user_cache_hits_total", "lrea_user_cache_misses_total"
@@ -153,7 +153,7 @@ class Service:
         """Light requests until its table is full, or for FILL_S; where it has none, for a second. Then it is paused."""
         deadline = time.monotonic() + FILL_S
         while True:
-            self._drive(traffic.draw(DRAWN, 1), 64, 1.0, StageTimes())
+            self._drive(traffic.draw(DRAWN_PER_S, 1), 64, 1.0, StageTimes())
             now = self.metrics()
             if metric(now, RESIDENT) >= metric(now, SLOTS) or time.monotonic() > deadline:
                 break
@@ -209,7 +209,7 @@ def in_turn(
     for service in services.values():
         service.seen = Seen()
     for _ in range(ROUNDS):
-        requests = traffic.draw(DRAWN, candidates)
+        requests = traffic.draw(1 + int(DRAWN_PER_S * seconds / ROUNDS), candidates)
         for service in services.values():
             service.measure(requests, callers, seconds / ROUNDS)
     return {which: summary(service.seen) for which, service in services.items()}

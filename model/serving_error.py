@@ -6,8 +6,10 @@ from the user's history, half from anywhere, so that match features and slots ar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.bundle import Bundle
+from model.catalogue import FeatureSpec
 from model.identifiers import Id
 from model.ranker import ScoringInput
 from model.serving import ServingRanker
@@ -40,7 +42,13 @@ def _request(bundle: Bundle, items: list[Id], rows: int, rng: np.random.Generato
     return ScoringInput(
         bundle.state_from_history(history),
         bundle.short_window(history),
-        bundle.user_features.encode({}),
-        bundle.context_features.encode({}),
+        _codes(bundle.user_features, rng),
+        _codes(bundle.context_features, rng),
         bundle.catalogue.encode([*known, *others]),
     ).to(bundle.device)
+
+
+def _codes(features: FeatureSpec, rng: np.random.Generator) -> Tensor:
+    """A value of each column, any that it can have."""
+    drawn = [int(rng.integers(vocabulary.size)) for vocabulary in features.vocabularies.values()]
+    return torch.tensor(drawn, dtype=torch.int64)

@@ -98,7 +98,11 @@ def _in_dtype(bundle: Bundle, placement: Placement) -> Bundle:
     """The bundle to be served in the wanted dtype, or in float32 where that moves its logits too far."""
     if placement.dtype == torch.float32:
         return bundle
-    error = logit_error(bundle, placement.dtype)
+    try:
+        error = logit_error(bundle, placement.dtype)
+    except Exception as problem:  # whatever a model fails with that loads and cannot score
+        found = f"{type(problem).__name__}: {problem}"
+        raise PublicationError(f"model {bundle.model_id} cannot be scored in {placement.dtype}: {found}") from problem
     if not error <= placement.max_logit_error:
         logger.warning(
             "model %s is served in float32: %s moves its logits by up to %.1e, and LREA_MAX_LOGIT_ERROR is %.1e",

@@ -1,8 +1,9 @@
 """Single flight: a record that two batches want at the same time is read from the store once.
 
-A flight lasts from the first question until everyone who joined it has let go: not when the bytes are here, but when
-they have been decoded, for until then a user is nowhere where the next batch could find him. The read is a task of its
-own, so nobody's cancellation ends it for the others. One that fails tells all who wait for it the same reason, and is
+A flight lasts from the first question until the first who joined it lets go of what was read: not when the bytes are
+here, but when they have been decoded, for until then a user is nowhere where the next batch could find him. Not longer
+either: there is always a batch that holds a hot user, and he would never be read again. The read is a task of its own,
+so nobody's cancellation ends it for the others. One that fails tells all who wait for it the same reason, and is
 forgotten at once.
 
 Everything here runs on the event loop.
@@ -63,7 +64,7 @@ class Flights:
     def _release(self, flights: Sequence[_Flight]) -> None:
         for flight in flights:
             flight.passengers -= 1
-            if not flight.passengers:
+            if not flight.passengers or flight.read.done():
                 self._forget(flight)
 
     def _board(self, keys: Sequence[_Key]) -> list[_Flight]:

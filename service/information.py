@@ -103,7 +103,7 @@ class Information:
         if active.generation is None:
             raise StoreNotAnswering("no generation is published: build the cache, or wait for the store")
         try:
-            data = (await self._store.read_records(active.model_id, active.generation, [user_id]))[user_id]
+            data = await self._store.read_record(active.model_id, active.generation, user_id)
         except StoreError as error:
             raise StoreNotAnswering(
                 "the store does not answer: that says nothing about this user, ask again"

@@ -32,6 +32,8 @@ from service.errors import StoreError, StoreTimeout, StoreUnavailable
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+MOST_IDLE = 4  # connections kept for batches, of which two are under way at a time
+MOST_LOOKS = 16  # `/v1/users` at a time: a burst of them waits, and opens no connection for each
 TIMEOUTS = (redis_errors.TimeoutError, TimeoutError)
 
 
@@ -83,7 +85,10 @@ class _Connections:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        self._idle.append(connection)
+        if len(self._idle) < MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            await connection.disconnect(nowait=True)
         return reply
 
     async def _connect(self, connection: Any) -> None:
@@ -115,6 +120,7 @@ class Store:
             retry=Retry(NoBackoff(), 0),
         )
         self._connections = _Connections(url, timeout_s)
+        self._looks = asyncio.Semaphore(MOST_LOOKS)
         self._prefix = key_prefix
         self._leases = True  # whether the store takes them
         self.trouble: StoreError | None = None
@@ -135,6 +141,13 @@ class Store:
             return {}
         keys = [record_key(self._prefix, model_id, generation, user_id) for user_id in user_ids]
         return dict(zip(user_ids, await self._ask(self._connections.ask("MGET", *keys)), strict=True))
+
+    async def read_record(self, model_id: str, generation: str, user_id: Id) -> bytes | None:
+        """One user's stored bytes, for those who look; batches have connections of their own. Raises StoreError."""
+        key = record_key(self._prefix, model_id, generation, user_id)
+        async with self._looks:
+            data: bytes | None = await self._ask(self._redis.get(key))
+        return data
 
     async def lease(self, published: Published, reader: str, ttl_ms: int) -> None:
         """Say that `reader` serves a generation, for so long: the builder keeps it. Raises StoreError.

@@ -69,19 +69,19 @@ class UserLookup:
             trouble = self._store.trouble
             fetched.trouble = trouble.reason if trouble else NO_ACTIVE_GENERATION
             return fetched
-        fetched.pinned = self._cache.pin(model, user_ids)
-        self._cache.count(user_ids, len(fetched.pinned))
-        missing = [user_id for user_id in user_ids if user_id not in fetched.pinned]
-        if not missing:
-            fetched.stages.add("fetch", 0.0)
-            return fetched
         try:
             with fetched.stages.measure("fetch"):
-                fetched.landed = await self._flights.read(model.model_id, model.generation, missing)
+                await self._fetch(fetched, user_ids, model.generation)
         except BaseException:
             self.unpin(fetched)
             raise
         return fetched
+
+    async def _fetch(self, fetched: Fetched, user_ids: Sequence[Id], generation: str) -> None:
+        fetched.pinned = self._cache.pin(fetched.model, user_ids)
+        self._cache.count(user_ids, len(fetched.pinned))
+        if missing := [user_id for user_id in user_ids if user_id not in fetched.pinned]:
+            fetched.landed = await self._flights.read(fetched.model.model_id, generation, missing)
 
     def join(self, fetched: Fetched, user_id: Id) -> bool:
         """Whether this user, too, can be scored with what is fetched, or is resident; he is pinned then."""

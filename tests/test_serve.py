@@ -76,10 +76,11 @@ def test_answers_on_without_its_store_and_with_it_again(demo: Path) -> None:
         before = httpx.post(url, json=body).json()
         with redis.Redis(port=store_port) as client:
             client.shutdown(nosave=True)
-        without = httpx.post(url, json=body)
-        assert without.status_code == httpx.codes.OK
-        assert without.json()["user_state"] == "empty"
-        assert without.json()["degraded"] in (["store_unavailable"], ["store_timeout"])
+        for user, state in ((user_id("int", 1), "empty"), (body["user_id"], "cached")):  # the one is resident
+            without = httpx.post(url, json=body | {"user_id": user})
+            assert without.status_code == httpx.codes.OK
+            assert without.json()["user_state"] == state
+            assert without.json()["degraded"] in (["store_unavailable"], ["store_timeout"])
         assert process.stderr is not None
         assert any("the store ended" in line for line in process.stderr)
         with subprocess.Popen(store, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as again:

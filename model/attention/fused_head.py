@@ -73,8 +73,8 @@ def fused_absorbed(
     kernel = _kernel()
     if device.type != "cuda" and not kernel.INTERPRETED:
         raise ValueError(f"candidates on {device}: wanted cuda, or TRITON_INTERPRET=1 before Triton is imported")
-    if total == 0:
-        return torch.zeros((0, width), device=device)
+    if total == 0 or rank == 0:  # nobody asks, or there is nothing to be interested in
+        return torch.zeros((total, width), device=device)
     candidate_dh, key_dh, product_dh, out_h = (
         weight.detach().float().contiguous() for weight in (scorer.candidate, scorer.key, scorer.product, scorer.out)
     )

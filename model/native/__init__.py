@@ -1,1 +1,1 @@
-"""The two loops that no sequence of torch's operations does well on a CPU, in C++, compiled where they run."""
+"""The loops that no sequence of torch's operations does well on a CPU, in C++, compiled where they run."""

@@ -1,5 +1,7 @@
 """An index of 64-bit integers, by the native kernel: which row each of them has, and what tables hold at that row."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,14 +24,22 @@ class IntegerIndex:
         self._slots = np.zeros(2 * (self._mask + 1), np.int64)
         self._slots_at = self._slots.ctypes.data  # asked for once: it takes as long as 50 look-ups
         self._rows = first_row + len(keys)
-        keys = np.ascontiguousarray(keys, np.int64)
+        keys = _aligned(keys)
         library.lrea_index_build(keys.ctypes.data, len(keys), first_row, self._slots_at, self._mask)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_slots_at"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's slots are elsewhere."""
+        vars(self).update(state)
+        self._slots_at = self._slots.ctypes.data
 
     def find(self, keys: Int64s, unknown: int) -> Int64s:
         """Rows of `keys`, int64 [n]; `unknown` for one that is not there."""
         library = load()
         assert library is not None
-        keys = np.ascontiguousarray(keys, np.int64)
+        keys = _aligned(keys)
         assert keys.ndim == 1, "keys have one axis"
         rows = np.empty(len(keys), np.int64)
         library.lrea_index_find(keys.ctypes.data, len(keys), self._slots_at, self._mask, unknown, rows.ctypes.data)
@@ -42,7 +52,7 @@ class IntegerIndex:
         """
         library = load()
         assert library is not None
-        keys = np.ascontiguousarray(keys, np.int64)
+        keys = _aligned(keys)
         assert keys.ndim == 1, "keys have one axis"
         for table in (first, second):
             assert table.dtype == torch.int64, "tables are int64"
@@ -57,3 +67,8 @@ class IntegerIndex:
             *(rows.data_ptr(), outs[0].data_ptr(), outs[1].data_ptr()),
         )
         return rows, outs[0], outs[1], int(missed)
+
+
+def _aligned(keys: Int64s) -> Int64s:
+    """As the kernels read it: those that came over the wire begin at any byte."""
+    return np.require(keys, np.int64, ["C", "A"])

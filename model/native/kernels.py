@@ -7,7 +7,7 @@ Letters: B candidates, I items, N keys, d width, h hidden units, C hashed column
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache, partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -191,9 +191,24 @@ def _on_threads(some: Callable[[int, int], None], rows: int) -> None:
         some(0, rows)
         return
     ends = [rows * part // parts for part in range(parts + 1)]
-    waiting = [_threads().submit(partial(some, begin, end)) for begin, end in pairwise(ends)]
+    waiting: list[Future[None]] = []
+    try:
+        waiting.extend(_threads().submit(partial(some, begin, end)) for begin, end in pairwise(ends))
+    finally:
+        _wait_for(waiting)  # whatever happens: they write to memory that the caller may let go of
     for done in waiting:
         done.result()
+
+
+def _wait_for(waiting: Sequence["Future[None]"]) -> None:
+    interrupted: BaseException | None = None
+    while not all(done.done() for done in waiting):
+        try:
+            wait(waiting)
+        except BaseException as error:  # Ctrl-C: milliseconds later
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
 
 
 @cache

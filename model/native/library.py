@@ -1,8 +1,9 @@
 """The shared library of the kernels beside this file: compiled once per machine, then loaded; or the reason why not.
 
 g++ takes half a second for it, since no header of torch's is read, where torch.compile took 18 s for a slower head. The
-file is named after its sources, flags and compiler, so that an old one is never loaded; it lies in the user's cache
-folder, and where that cannot be written, in a folder that ends with the process. An image without a compiler brings
+file is named after its sources and flags, so that an old one is never loaded, and ends with its own digest, so that one
+cut short by a crash is built anew: loading it would end the process. It lies in the user's cache folder, and where that
+cannot be written or run from, in a folder that ends with the process. An image without a compiler brings
 the files in a folder of its own: `python -m model.native.library --out DIR` writes those of every processor it knows.
 
 The processor's instruction set is chosen by name (x86-64-v4, x86-64-v3), not by `native`, so that a file can move.
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -53,7 +55,7 @@ def load() -> ctypes.CDLL | None:
 
 def level() -> str:
     """The name of the best instruction set that this processor has and we build for. Raises NoLibrary."""
-    if platform.machine() in ("aarch64", "arm64"):
+    if _on_arm():
         return "armv8-a"
     try:
         flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
@@ -63,6 +65,10 @@ def level() -> str:
         if needed <= flags:
             return name
     raise NoLibrary(f"the processor is older than {LEVELS[-1][0]}")
+
+
+def _on_arm() -> bool:
+    return platform.machine() in ("aarch64", "arm64")
 
 
 def build(folder: Path, target: str) -> Path:
@@ -80,18 +86,40 @@ def build(folder: Path, target: str) -> Path:
             raise NoLibrary(f"{compiler} did not end well: {error}") from error
         if done.returncode:
             raise NoLibrary(f"{compiler} refuses the kernels: {done.stderr.strip()[-300:]}")
+        _seal(made)
         made.replace(path)
     return path
 
 
+def _seal(path: Path) -> None:
+    """Append the file's digest, and have all of it on the disk."""
+    with path.open("r+b") as file:
+        digest = hashlib.sha256(file.read()).digest()
+        file.write(digest)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _intact(path: Path) -> bool:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    size = hashlib.sha256().digest_size
+    return hashlib.sha256(data[:-size]).digest() == data[-size:]
+
+
 def _find_or_build() -> ctypes.CDLL:
-    target = level()
-    for folder in (BUILT, _own_folder()):
-        if folder is not None and (folder / _name(target)).is_file():
-            return ctypes.CDLL(str(folder / _name(target)))
-    folder = _own_folder()
-    if folder is not None:
-        return ctypes.CDLL(str(build(folder, target)))
+    """Of the image, of the user's folder, built there, or built for this process alone. Raises NoLibrary, OSError."""
+    target, own = level(), _own_folder()
+    folders = [folder for folder in (BUILT, own) if folder is not None]
+    for path in (folder / _name(target) for folder in folders):
+        if _intact(path):
+            with suppress(OSError):  # a folder that nothing may be run from
+                return ctypes.CDLL(str(path))
+    if own is not None:
+        with suppress(OSError):
+            return ctypes.CDLL(str(build(own, target)))
     with tempfile.TemporaryDirectory(prefix="lrea-native-") as passing:  # once mapped, the file need not stay
         return ctypes.CDLL(str(build(Path(passing), target)))
 
@@ -154,14 +182,14 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def main(arguments: list[str]) -> int:
-    """`--out DIR`: the files of every level of x86-64, for an image that has no compiler."""
+    """`--out DIR`: the files of every level of this kind of processor, for an image that has no compiler."""
     if len(arguments) != 2 or arguments[0] != "--out":
         print("usage: python -m model.native.library --out DIR", file=sys.stderr)
         return 2
     folder = Path(arguments[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, _ in LEVELS:
-        print(build(folder, name))
+    for target in [level()] if _on_arm() else [name for name, _ in LEVELS]:
+        print(build(folder, target))
     return 0
 
 

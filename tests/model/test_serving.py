@@ -3,7 +3,11 @@
 Tolerances are on the logit: float32 1e-5 (rounding), bfloat16 3e-2 (its 8 bits, through three layers).
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,7 @@ from tests.tiny import item_id, tiny_bundle, tiny_data
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 ITEMS = 50
+ROOT = Path(__file__).parents[2]
 
 
 class World:
@@ -161,6 +166,32 @@ def test_a_neighbour_in_the_batch_changes_nothing_but_rounding() -> None:
     together = world.serving[torch.float32].score_many(requests)
     alone = [world.serving[torch.float32].score(request) for request in requests]
     assert largest_difference(together, [part.double() for part in alone]) < 1e-6
+
+
+ON_A_GPU_BUT_INTERPRETED = """
+import torch
+from model import serving
+from tests.model.test_serving import World, config_of, largest_difference
+serving.takes_fused_head = lambda *_: True
+serving.kernels.available = lambda: False
+world = World(config_of(7, item_features=1, long=True, short=True, match=True), 0)
+for windows in ((0,), (0, 5), (6, 3, 0), (0, 0)):
+    requests = [world.request(4 + window, window) for window in windows]
+    found = world.serving[torch.float32].score_many(requests)
+    print(largest_difference(found, world.logits_in_float64(requests)))
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: its wheels are for Linux")
+def test_users_of_one_batch_share_the_fused_launch_whatever_windows_they_have() -> None:
+    """What a GPU runs, in Triton's interpreter and in a process of its own, which the variable stays in."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", ON_A_GPU_BUT_INTERPRETED]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    differences = [float(line) for line in done.stdout.split()]
+    assert len(differences) == 4
+    assert max(differences) < TOLERANCE[torch.float32]
 
 
 def test_refuses_a_ranker_that_cannot_be_cached() -> None:

@@ -23,6 +23,7 @@ def test_the_model_is_described(cache: Cache, serve: Serve) -> None:
         "model_id": cache.bundle.model_id,
         "generation": GENERATION,
         "device": "cpu",
+        "dtype": "float32",
         "user_id_type": "int",
         "item_id_type": "int",
         "long_length": config.long_length,

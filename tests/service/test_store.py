@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 import redis.exceptions as redis_errors
+from redis.asyncio import Redis
 
 from model.cache_format import ManifestError, active_key, record_key
 from service.errors import StoreTimeout, StoreUnavailable
-from service.store import Store, translate
+from service.store import MOST_IDLE, MOST_LOOKS, Store, translate
 from tests.conftest import free_port
 from tests.service.cache import GENERATION, Cache
 
@@ -127,3 +128,16 @@ async def test_a_broken_pointer_is_said_to_be_broken(store: Store, cache: Cache)
     cache.redis.set(active_key(cache.prefix), b'{"current": 1}')
     with pytest.raises(ManifestError):
         await store.read_active()
+
+
+async def test_a_burst_of_looks_opens_few_connections_and_batches_keep_few(store: Store, store_url: str) -> None:
+    before = await connections_of(store_url)
+    assert await asyncio.gather(*(store.read_record(MODEL, GENERATION, user) for user in range(300))) == [None] * 300
+    assert await connections_of(store_url) - before <= MOST_LOOKS
+    await asyncio.gather(*(store.read_records(MODEL, GENERATION, [user]) for user in range(60)))
+    assert await connections_of(store_url) - before <= MOST_LOOKS + MOST_IDLE
+
+
+async def connections_of(url: str) -> int:
+    async with Redis.from_url(url) as client:
+        return len(await client.client_list())

@@ -65,6 +65,7 @@ CASES = (
     Case(8, 33, 13, (0, 7, 1, 0, 100)),
     Case(48, 16, 127, (1, 0, 17)),
     Case(32, 33, 32, (0,)),
+    Case(32, 32, 0, (5, 2)),  # an empty short window has no slots
     Case(32, 32, 32, (65, 0, 64, 1), Tiling(rows=16, warps=4, splits=5)),
     Case(8, 16, 1, (40,), Tiling(rows=32, warps=4, splits=4)),  # more splits than slots
     Case(32, 16, 40, (70, 2), Tiling(rows=64, warps=8, splits=2)),

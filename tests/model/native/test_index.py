@@ -1,5 +1,8 @@
 """The index of integers finds what a dictionary finds, whatever the keys are."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -49,3 +52,17 @@ def test_refuses_tables_that_are_too_short() -> None:
     index, table = IntegerIndex(np.arange(5), FIRST), torch.zeros(FIRST + 4, 1, dtype=torch.int64)
     with pytest.raises(AssertionError):
         index.encode(np.arange(5), UNKNOWN, table, table)
+
+
+def test_a_copy_has_slots_of_its_own() -> None:
+    index = IntegerIndex(np.arange(0, 900, 3), FIRST)
+    for copied in (pickle.loads(pickle.dumps(index)), copy.deepcopy(index)):
+        assert copied._slots_at == copied._slots.ctypes.data != index._slots_at
+        assert copied.find(np.array([3, 4]), UNKNOWN).tolist() == [FIRST + 1, UNKNOWN]
+
+
+def test_keys_may_begin_at_any_byte() -> None:
+    index = IntegerIndex(np.arange(5), FIRST)
+    keys = np.frombuffer(b"x" + np.arange(5, dtype="<i8").tobytes(), "<i8", offset=1)
+    assert not keys.flags.aligned
+    assert index.find(keys, UNKNOWN).tolist() == [2, 3, 4, 5, 6]
