@@ -45,7 +45,7 @@ from tests.cache_builder.conftest import Meddler, World, administrate
 from tests.tiny import AS_OF, ROWS
 
 SHARD_ROWS = ROWS // 6
-KILLS = int(os.environ.get("KILLS", "6"))
+KILLS = int(os.environ.get("KILLS", "4"))
 PHASES = ("read:", "write:", "verify:")
 
 

@@ -64,7 +64,7 @@ def test_a_folder_that_others_may_write_to_is_not_loaded_from(tmp_path: Path) ->
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.99, None])
+@pytest.mark.parametrize("kept", [0.0, 0.5, None])
 def test_a_file_cut_short_by_a_crash_is_built_anew(tmp_path: Path, kept: float | None) -> None:
     """Loading it would end the process without a word. None: as long as it was, and other bytes in it."""
     score_in_a_process(tmp_path, path=os.environ["PATH"])
