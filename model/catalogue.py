@@ -67,9 +67,8 @@ class Catalogue:
         of_features = (
             vocabulary.hash_of_code[codes_of_row[:, index]] for index, vocabulary in enumerate(self.features.values())
         )
-        self._hashes_of_row = np.stack([items.hash_of_code, *of_features], axis=-1)
         self._codes = torch.from_numpy(np.ascontiguousarray(codes_of_row))
-        self._hashes = torch.from_numpy(self._hashes_of_row)
+        self._hashes = torch.from_numpy(np.stack([items.hash_of_code, *of_features], axis=-1))
 
     @property
     def item_kind(self) -> IdKind:
@@ -115,7 +114,7 @@ class Catalogue:
 
     def items_of(self, rows: Int64s, id_hashes: Int64s) -> Items:
         """Items of these vocabulary rows, int64 [n] on the CPU, with the catalogue's features and their ids' hashes."""
-        hashes = self._hashes_of_row[rows]
+        hashes = self._hashes.numpy()[rows]
         hashes[:, 0] = id_hashes  # an unknown item has the hash of its own id
         return Items(torch.from_numpy(rows), torch.from_numpy(self.codes_of_row[rows]), torch.from_numpy(hashes))
 

@@ -109,9 +109,18 @@ class Ranker(nn.Module):
         self.mlp = build(self._mlp_inputs(), config.mlp)
 
     def _mlp_inputs(self) -> int:
-        interests = 1 + 2 * (self.short is not None) + 2 * (self.long is not None)
         matches = 2 * FEATURES_PER_COLUMN * len(self.config.sketch_cells)
-        return interests * self.config.width + len(self.side_embeddings) * self.config.feature_width + matches
+        return self.interest_columns + self.side_columns + matches
+
+    @property
+    def interest_columns(self) -> int:
+        """Columns of the MLP's input that come first: the target, each interest and its product with the target."""
+        return (1 + 2 * (self.short is not None) + 2 * (self.long is not None)) * self.config.width
+
+    @property
+    def side_columns(self) -> int:
+        """Columns behind them: the features of the user and of the request."""
+        return len(self.side_embeddings) * self.config.feature_width
 
     def folded(self) -> "Ranker":
         """A copy for serving: the same function, without BatchNorm and without gradients."""

@@ -91,11 +91,7 @@ class ServingRanker:
         matches = None
         if self.config.match:
             matches = native_matches(request.short.hashes, request.state.sketch_M, self.config.sketch_cells)
-        table_Id, rows_B = self._vectors_Id, items.rows
-        if not self._as_in_catalogue(items):
-            table_Id = ranker.embed(items)
-            rows_B = torch.arange(len(table_Id))
-        kernels.fill(table_Id, rows_B, items.hashes, attentions, matches, rows_Bf)
+        kernels.fill(*self._table_and_rows(items), items.hashes, attentions, matches, rows_Bf)
 
     def _native(self, attention: DinAttention | LreaAttention) -> kernels.Scorer:
         """Its scorer as the kernels read it, made once."""
@@ -126,13 +122,15 @@ class ServingRanker:
                 )
 
     def _vectors(self, items: Items) -> Tensor:
-        """Embeddings [n, d]: from the table, unless a request brings other features than the catalogue's."""
-        if self._as_in_catalogue(items):
-            return functional.embedding(items.rows, self._vectors_Id)
-        return self.ranker.embed(items)
+        """Embeddings [n, d]."""
+        table_Id, rows_n = self._table_and_rows(items)
+        return functional.embedding(rows_n, table_Id)
 
-    def _as_in_catalogue(self, items: Items) -> bool:
-        return torch.equal(items.codes, functional.embedding(items.rows, self._codes_IF))
+    def _table_and_rows(self, items: Items) -> tuple[Tensor, Tensor]:
+        """Where the items' embeddings are: in the catalogue's table, unless they bring other features than its."""
+        if torch.equal(items.codes, functional.embedding(items.rows, self._codes_IF)):
+            return self._vectors_Id, items.rows
+        return self.ranker.embed(items), torch.arange(len(items.rows), device=items.rows.device)
 
 
 def _attend(
@@ -166,9 +164,7 @@ class _ServingMlp:
 
     def __init__(self, ranker: Ranker, dtype: torch.dtype) -> None:
         first, *rest = [layer for layer in ranker.mlp if isinstance(layer, nn.Linear)]
-        config = ranker.config
-        interests = 1 + 2 * (ranker.short is not None) + 2 * (ranker.long is not None)
-        begin, side = interests * config.width, len(ranker.side_embeddings) * config.feature_width
+        begin, side = ranker.interest_columns, ranker.side_columns
         self._side_embeddings = ranker.side_embeddings
         self._side_weight = first.weight[:, begin : begin + side]
         self._side_bias = first.bias

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.native.library import load
+from model.native.library import loaded
 
 Int64s = npt.NDArray[np.int64]
 
@@ -18,14 +18,12 @@ class IntegerIndex:
     def __init__(self, keys: Int64s, first_row: int) -> None:
         """keys: int64 [n], all different; keys[i] has the row first_row + i, which is at least 1."""
         assert first_row > 0, "a row of 0 is an empty slot"
-        library = load()
-        assert library is not None
         self._mask = (1 << (2 * len(keys)).bit_length()) - 1
         self._slots = np.zeros(2 * (self._mask + 1), np.int64)
         self._slots_at = self._slots.ctypes.data  # asked for once: it takes as long as 50 look-ups
         self._rows = first_row + len(keys)
         keys = _aligned(keys)
-        library.lrea_index_build(keys.ctypes.data, len(keys), first_row, self._slots_at, self._mask)
+        loaded().lrea_index_build(keys.ctypes.data, len(keys), first_row, self._slots_at, self._mask)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_slots_at"}
@@ -37,12 +35,10 @@ class IntegerIndex:
 
     def find(self, keys: Int64s, unknown: int) -> Int64s:
         """Rows of `keys`, int64 [n]; `unknown` for one that is not there."""
-        library = load()
-        assert library is not None
         keys = _aligned(keys)
         assert keys.ndim == 1, "keys have one axis"
         rows = np.empty(len(keys), np.int64)
-        library.lrea_index_find(keys.ctypes.data, len(keys), self._slots_at, self._mask, unknown, rows.ctypes.data)
+        loaded().lrea_index_find(keys.ctypes.data, len(keys), self._slots_at, self._mask, unknown, rows.ctypes.data)
         return rows
 
     def encode(self, keys: Int64s, unknown: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -50,8 +46,6 @@ class IntegerIndex:
 
         All int64; the tables are contiguous on the CPU, and have a row for every key and for `unknown`.
         """
-        library = load()
-        assert library is not None
         keys = _aligned(keys)
         assert keys.ndim == 1, "keys have one axis"
         for table in (first, second):
@@ -61,7 +55,7 @@ class IntegerIndex:
         count = len(keys)
         rows = torch.empty(count, dtype=torch.int64)
         outs = [torch.empty(count, table.shape[1], dtype=torch.int64) for table in (first, second)]
-        missed = library.lrea_index_encode(
+        missed = loaded().lrea_index_encode(
             *(keys.ctypes.data, count, self._slots_at, self._mask, unknown),
             *(first.data_ptr(), first.shape[1], second.data_ptr(), second.shape[1]),
             *(rows.data_ptr(), outs[0].data_ptr(), outs[1].data_ptr()),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.native.library import load
+from model.native.library import load, loaded
 
 _UNITS = 8  # hidden units come in multiples of this, on every processor
 _ROWS_PER_THREAD = 256  # fewer candidates are not worth another thread
@@ -80,7 +80,7 @@ def attend(candidates_Bd: Tensor, attention: Attention, out_Bd: Tensor) -> None:
     assert _floats(candidates_Bd).stride(1) == _floats(out_Bd).stride(1) == 1, "rows must be contiguous"
 
     def some(begin: int, end: int) -> None:
-        _library().lrea_attend(
+        loaded().lrea_attend(
             *(_address(candidates_Bd, begin), candidates_Bd.stride(0), end - begin),
             *(keys_Nd.data_ptr(), values_Nd.data_ptr(), len(keys_Nd)),
             *(tensor.data_ptr() for tensor in scorer.tensors),
@@ -127,7 +127,7 @@ def fill(
     units = max((attention.scorer.units for attention in attentions), default=0)
 
     def some(begin: int, end: int) -> None:
-        _library().lrea_fill(
+        loaded().lrea_fill(
             *(table_Id.data_ptr(), _address(rows_B, begin), _address(hashes_BC, begin), end - begin, width),
             *(structs, len(structs), match_at),
             *(_address(out_Bf, begin), out_Bf.stride(0), _scratch(width, units)),
@@ -173,12 +173,6 @@ def _floats(tensor: Tensor) -> Tensor:
 def _address(tensor: Tensor, row: int) -> int:
     """Where a row begins."""
     return tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
-
-
-def _library() -> ctypes.CDLL:
-    library = load()
-    assert library is not None
-    return library
 
 
 # ---- threads
@@ -230,7 +224,7 @@ def _scratch(width: int, units: int) -> int:
 
 @cache
 def _scratch_floats(width: int, units: int) -> int:
-    return int(_library().lrea_scratch(width, units))
+    return int(loaded().lrea_scratch(width, units))
 
 
 # ---- as in the sources

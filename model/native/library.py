@@ -53,6 +53,13 @@ def load() -> ctypes.CDLL | None:
         return None
 
 
+def loaded() -> ctypes.CDLL:
+    """The library, where `load` has said that there is one."""
+    library = load()
+    assert library is not None
+    return library
+
+
 def level() -> str:
     """The name of the best instruction set that this processor has and we build for. Raises NoLibrary."""
     if _on_arm():
