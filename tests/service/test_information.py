@@ -114,8 +114,9 @@ def test_a_batcher_that_died_fails_the_probes(
     """Nothing that it is given can end it (test_batcher); here its own code is broken, under a running service."""
     cache.publish({USER: HISTORY})
     client = serve(cache)
-    request = {"user_id": USER, "candidates": HISTORY, "timeout_ms": 100}
+    request: dict[str, object] = {"user_id": USER, "candidates": HISTORY}
     assert client.post("/v1/score", json=request).status_code == 200
+    request["timeout_ms"] = 100  # only of the one that waits in vain: a busy machine may take as long for an answer
     monkeypatch.setattr(Batcher, "_take", lambda self: 1 / 0)
     assert client.post("/v1/score", json=request).status_code >= 500
     answer = client.get("/livez")
