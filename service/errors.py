@@ -16,6 +16,7 @@ PublicationError             what is published cannot be served: the old one sta
 StartupError                 the service cannot start; its message is for whoever starts it
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +42,11 @@ class ServiceError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.errors = errors
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the answer's head says beside the problem, such as when to come back."""
+        return {}
 
 
 class MalformedJson(ServiceError):

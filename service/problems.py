@@ -45,7 +45,7 @@ def problem_response(
 
 async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return problem_response(error.status, error.kind, error.title, request, error.detail, error.errors)
+    return problem_response(error.status, error.kind, error.title, request, error.detail, error.errors, error.headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
