@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
 from service import docs_page, openapi, problems
+from service.backlog import Backlog
 from service.batcher import Batcher
 from service.direct import Direct
 from service.follow import ModelFollower
@@ -35,6 +36,7 @@ def create_app(
     follower: ModelFollower,
     store: Store,
     batcher: Batcher[ScoringJob, Fetched, Score],
+    backlog: Backlog,
     parse_executor: Executor,
     encode_executor: Executor,
     metrics: Metrics,
@@ -66,7 +68,7 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,
     )
-    scoring = Scoring(follower, batcher, parse_executor, encode_executor, metrics, limits)
+    scoring = Scoring(follower, batcher, backlog, parse_executor, encode_executor, metrics, limits)
     routes, protocol = ScoreRoutes(scoring), InferenceProtocol(scoring, follower, health, app.version)
     app.include_router(routes.router())
     app.include_router(protocol.router())

@@ -92,6 +92,14 @@ def _check_size(found: Size, most: Size) -> None:
             raise InvalidRequest.at("", f"has {count} {what}, at most {limit} are taken: split the request")
 
 
+def declared_bytes(request: Request) -> int:
+    """Length of the body as its header says; 0 if that does not say it."""
+    for name, value in request.scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
 def _check_headers(request: Request, media_types: frozenset[str], max_bytes: int) -> None:
     media_type, encoding, declared = "", "identity", "0"
     for name, value in request.scope["headers"]:  # once, and not a search for each

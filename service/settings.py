@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     max_history: int = Field(100_000, ge=1, description="most rows in one request's history, and in its recent_items")
     max_batch_requests: int = Field(64, ge=1, description="most requests in one forward, and in one /v1/score/batch")
     max_batch_candidates: int = Field(16_384, ge=1, description="most candidates in one forward")
+    max_waiting_candidates: int = Field(
+        262_144, ge=1, description="most candidates that have come and are not answered; beyond it 429"
+    )
     max_body_bytes: int = Field(8_388_608, ge=1, description="largest request body; a larger one answers 413")
     store_timeout_ms: int = Field(50, ge=1, description="longest wait for the store: to connect, and for an answer")
     user_cache_mb: int = Field(64, ge=0, description="memory for resident users in MiB, on the device; 0: none")
