@@ -14,6 +14,7 @@ from service.active import ActiveModel
 from service.backlog import Backlog
 from service.batcher import Batcher
 from service.body import INLINE_BYTES, JSON_ONLY, Size, declared_bytes, read_body
+from service.body_memory import BodyMemory
 from service.call import Call
 from service.follow import ModelFollower
 from service.metrics import Metrics
@@ -66,6 +67,7 @@ class Scoring:
         follower: ModelFollower,
         batcher: Batcher[ScoringJob, Fetched, Score],
         backlog: Backlog,
+        body_memory: BodyMemory,
         parse_executor: Executor,
         encode_executor: Executor,
         metrics: Metrics,
@@ -74,6 +76,7 @@ class Scoring:
         self._follower = follower
         self._batcher = batcher
         self._backlog = backlog
+        self._body_memory = body_memory
         self._parse_executor = parse_executor
         self._encode_executor = encode_executor
         self._metrics = metrics
@@ -87,14 +90,15 @@ class Scoring:
     ) -> T:
         """What `read` makes of the body; of a large one on a thread, so that it delays nobody else's answer."""
         self._backlog.check_size(declared_bytes(call.request), self._limits.patience_s)
-        body = await read_body(call.request, self._limits.max_body_bytes, media_types)
-        call.arrived(len(body))
-        model = self._follower.current
-        with call.stages.measure("parse"):
-            if len(body) <= INLINE_BYTES:
-                return read(body, model, self._limits)
-            async with call.within(self._limits.patience_s):
-                return await _on(self._parse_executor, read, body, model, self._limits)
+        with self._body_memory.of_one() as memory:
+            body = await read_body(call.request, self._limits.max_body_bytes, memory, media_types)
+            call.arrived(len(body))
+            model = self._follower.current
+            with call.stages.measure("parse"):
+                if len(body) <= INLINE_BYTES:
+                    return read(body, model, self._limits)
+                async with call.within(self._limits.patience_s):
+                    return await _on(self._parse_executor, read, body, model, self._limits)
 
     async def score(self, call: Call, requests: Sequence[CheckedRequest]) -> list[Scored]:
         """One answer per request, all or none; as patient as the most patient of the callers."""

@@ -22,6 +22,7 @@ from service.active import Placement, choose
 from service.app import create_app
 from service.backlog import Backlog
 from service.batcher import Batcher
+from service.body_memory import BodyMemory
 from service.errors import StartupError
 from service.follow import ModelFollower
 from service.health import Health
@@ -125,6 +126,7 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             store=store,
             batcher=_batcher(settings, scorer),
             backlog=backlog,
+            body_memory=BodyMemory(settings.max_bodies_mb << 20),
             parse_executor=parse_executor,
             encode_executor=encode_executor,
             metrics=metrics,

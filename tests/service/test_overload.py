@@ -4,6 +4,7 @@ What takes time here is a store that stands still: requests whose users have to 
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -149,3 +150,33 @@ async def test_a_large_request_is_taken_by_a_service_that_has_nothing_to_do(cach
         answer = await score(client, 100)
     assert answer.status_code == 200
     assert len(answer.json()["scores"]) == 10
+
+
+async def test_bodies_hold_no_more_memory_than_there_is_for_all(cache: Cache, serve: Serve) -> None:
+    """Callers who send slowly hold what has come of theirs, and no more: nobody is refused for what he may yet send."""
+    serving = serve(cache, max_bodies_mb=1)
+    last = json.dumps({"user_id": 100, "candidates": CANDIDATES}).encode()
+
+    async def slowly(begun: asyncio.Event, end: asyncio.Event, size: int) -> AsyncIterator[bytes]:
+        yield b" " * size
+        begun.set()
+        await end.wait()
+        yield last
+
+    json_body = {"content-type": "application/json"}
+    async with client_of(serving) as client:
+        begun, end = [asyncio.Event() for _ in range(2)], asyncio.Event()
+        senders = [
+            asyncio.create_task(client.post("/v1/score", content=slowly(each, end, 400_000), headers=json_body))
+            for each in begun
+        ]
+        await asyncio.gather(*[each.wait() for each in begun])
+        await when_waiting(client)
+        too_much = await client.post("/v1/score", content=b" " * 400_000 + last, headers=json_body)
+        small = await score(client, 101)
+        end.set()
+        answers = await asyncio.gather(*senders)
+        again = await client.post("/v1/score", content=b" " * 400_000 + last, headers=json_body)
+    assert (too_much.status_code, too_much.headers["retry-after"]) == (429, "1")
+    assert "0 of 1 MiB" in too_much.json()["detail"]
+    assert [answer.status_code for answer in (small, *answers, again)] == [200] * 4
