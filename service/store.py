@@ -89,7 +89,7 @@ class _Connections:
             pool = ConnectionPool.from_url(url, protocol=2, socket_timeout=None, retry=Retry(NoBackoff(), 0))
         except ValueError:  # its words hold a part of the password, where that is what cannot be read
             raise StartupError(
-                "LREA_STORE_URL: not a URL, are a password's special characters percent-encoded?"
+                "LREA_STORE_URL cannot be read as a URL: percent-encode what is special in its password (/ is %2F)"
             ) from None
         self._make_connection: Any = pool.make_connection
         self._timeout_s = timeout_s
@@ -122,7 +122,7 @@ class _Connections:
         try:
             await self._connect(connection)
             contemporaries = self._idle
-            await connection.send_packed_command(connection.pack_command(*command))
+            await _send(connection, command)
             reply = await connection.read_response()
             if not fits(command, reply):
                 raise redis_errors.InvalidResponse(f"a reply to {command[0]} is of another form")
@@ -156,6 +156,13 @@ class _Connections:
     async def close(self) -> None:
         while self._idle:
             await self._idle.pop().disconnect()
+
+
+async def _send(connection: Any, command: Sequence[str | int]) -> None:
+    try:
+        await connection.send_packed_command(connection.pack_command(*command))
+    except RuntimeError as error:  # uvloop's word for a connection that was reset while nobody read from it
+        raise redis_errors.ConnectionError(str(error)) from error
 
 
 class Store:
