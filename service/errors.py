@@ -14,6 +14,7 @@ ServiceError                 a problem that is told to the client, with its stat
 StoreError                   the store could not answer: never told as an error, scores are degraded instead
   StoreTimeout
   StoreUnavailable
+  StoreCircuitOpen
 PublicationError             what is published cannot be served: the old one stays
 StartupError                 the service cannot start; its message is for whoever starts it
 """
@@ -122,6 +123,12 @@ class StoreTimeout(StoreError):
 
 class StoreUnavailable(StoreError):
     reason = "store_unavailable"
+
+
+class StoreCircuitOpen(StoreError):
+    """It was not even asked: too many reads before this one have failed."""
+
+    reason = "store_circuit_open"
 
 
 class PublicationError(Exception):

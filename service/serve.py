@@ -23,6 +23,7 @@ from service.app import create_app
 from service.backlog import Backlog
 from service.batcher import Batcher
 from service.body_memory import BodyMemory
+from service.breaker import Breaker
 from service.errors import StartupError
 from service.follow import ModelFollower
 from service.health import Health
@@ -98,7 +99,8 @@ async def serve_until_signal(server: Server, listeners: Sequence[socket.socket] 
 async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Server]:
     """Every part, built from `settings` and put together, ready to serve; closed at the end. Raises StartupError."""
     async with AsyncExitStack() as stack:
-        store = Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3)
+        metrics, health = Metrics(registry), Health()
+        store = _store(settings, metrics)
         stack.push_async_callback(store.close)
         placement = Placement(_device(settings), getattr(torch, settings.dtype), settings.max_logit_error)
         # A signal that comes while the store is asked must end it, whatever redis-py awaits.
@@ -108,7 +110,6 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         parse_executor = stack.enter_context(ThreadPoolExecutor(1, "parse"))
         encode_executor = stack.enter_context(ThreadPoolExecutor(1, "encode"))
         compute_executor = stack.enter_context(ThreadPoolExecutor(1, "compute"))
-        metrics, health = Metrics(registry), Health()
         user_cache = UserCache(settings.user_cache_mb << 20, settings.user_cache_max_age_s, metrics)
         backlog = Backlog(settings.max_waiting_candidates, settings.max_batch_candidates, metrics)
         scorer = Scorer(UserLookup(store, user_cache, metrics), store, backlog, compute_executor, metrics)
@@ -140,6 +141,11 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             health=health,
             drain_s=settings.drain_seconds,
         )
+
+
+def _store(settings: Settings, metrics: Metrics) -> Store:
+    breaker = Breaker(settings.store_breaker_failures, settings.store_breaker_open_ms / 1e3, show=metrics.show_breaker)
+    return Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3, breaker)
 
 
 def _device(settings: Settings) -> torch.device:

@@ -54,7 +54,13 @@ class Settings(BaseSettings):
     max_bodies_mb: int = Field(
         256, ge=1, description="memory in MiB for bodies that are being received or wait to be read; beyond it 429"
     )
-    store_timeout_ms: int = Field(50, ge=1, description="longest wait for the store: to connect, and for an answer")
+    store_timeout_ms: int = Field(
+        50, ge=1, description="longest wait for the store's answer, with connecting and a second try"
+    )
+    store_breaker_failures: int = Field(
+        5, ge=1, description="reads of records that fail in a row until they are not tried any more"
+    )
+    store_breaker_open_ms: int = Field(500, ge=1, description="for how long, until one is tried as a probe")
     user_cache_mb: int = Field(64, ge=0, description="memory for resident users in MiB, on the device; 0: none")
     user_cache_max_age_s: float = Field(300.0, gt=0, description="age at which a resident user's record is read again")
     timeout_ms: int = Field(1000, ge=1, description="default and ceiling of a request's timeout_ms; then 504")
