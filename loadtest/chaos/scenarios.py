@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from loadtest.chaos.cancellations import cancellations
+from loadtest.chaos.overload import overload
 from loadtest.chaos.scenario import Scenario
 
-SCENARIOS: Mapping[str, Scenario] = {}
+SCENARIOS: Mapping[str, Scenario] = {"overload": overload, "cancellations": cancellations}
