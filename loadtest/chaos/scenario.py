@@ -18,6 +18,7 @@ from loadtest.chaos.truth import WRONG_USER
 
 T = TypeVar("T")
 SERVER_CORE, LOAD_CORE = 0, 1
+DECLARED = (429, 503, 504)  # how a request may be turned away
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ def none_of(what: str, found: int, example: str = "") -> Criterion:
 def prompt_generator(load: OpenLoad) -> Criterion:
     """The lag of the generator, which makes a run void."""
     return at_most("greatest lag of the generator (more makes the run void)", load.lag_ms(), LAG_LIMIT_MS, "ms")
+
+
+def declared_ends(load: OpenLoad) -> Criterion:
+    """No request ended by anything but an answer that the documentation names for it: no other 5xx, none lost."""
+    others = load.where(lambda outcome: outcome.status not in (200, *DECLARED)).counts()
+    return none_of("requests that ended otherwise than 200, 429, 503, 504", sum(others.values()), f"{others}")
 
 
 def right_answers(load: OpenLoad) -> tuple[Criterion, Criterion]:
