@@ -119,9 +119,10 @@ def _result(plan: Plan, capacity: float, loads: Loads) -> Result:
 
 
 def _good(plan: Plan, over: OpenLoad) -> float:
-    """Successes within the deadline, per second."""
+    """Successes within the deadline, per second until the last request had ended."""
     in_time = over.successes.where(lambda outcome: outcome.latency_s <= plan.timeout_ms / 1e3)
-    return len(in_time.outcomes) / plan.seconds
+    ended_s = max(outcome.at_s + outcome.latency_s for outcome in over.outcomes)
+    return len(in_time.outcomes) / max(plan.seconds, ended_s)
 
 
 def _refused(over: OpenLoad) -> OpenLoad:

@@ -106,4 +106,5 @@ def say(text: str) -> None:
 
 
 def _text(value: float, unit: str) -> str:
-    return f"{value:.4g} {unit}".rstrip()
+    digits = ".0f" if abs(value) >= 1000 else ".4g"
+    return f"{value:{digits}} {unit}".rstrip()

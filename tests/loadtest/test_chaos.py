@@ -176,6 +176,12 @@ def test_criteria(criterion: Criterion, is_met: bool) -> None:
     assert criterion.met is is_met
 
 
+def test_figures_are_written_to_be_read() -> None:
+    assert (at_most("x", 10_156, 20_000).found, at_most("x", 0.98765, 1, "ms").found) == ("10156", "0.9877 ms")
+    assert at_most("x", 0, 1.5, "MB").wanted == "≤ 1.5 MB"
+    assert none_of("x", 2, "this").found == "2 (this)"
+
+
 def outcome(status: int, fault: str | None = None, lag_s: float = 0.0) -> Outcome:
     return Outcome("score", 0.0, lag_s, 0.1, status, "", fault)
 
