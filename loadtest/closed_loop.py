@@ -17,7 +17,7 @@ from loadtest.stages import percentile
 
 HOST = "127.0.0.1"
 PATIENCE_S = 30.0  # for answers that are due when the time is over
-_HEAD_END, _LENGTH = b"\r\n\r\n", b"content-length:"
+_HEAD_END, _LENGTH = b"\r\n\r\n", b"\r\ncontent-length:"
 
 Check = Callable[[bytes, bytes], str | None]  # head and body of an answer -> what is wrong with it
 
@@ -45,10 +45,15 @@ class Load:
         return percentile([latency * 1e3 for latency in self.latencies_s], percent)
 
 
-def http_request(path: str, body: bytes) -> bytes:
-    """A POST of JSON, as bytes."""
+def http_request(path: str, body: bytes, more_headers: str = "") -> bytes:
+    """A POST of JSON, as bytes. more_headers: each with its line end before it."""
     head = f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    return head.encode() + _HEAD_END + body
+    return (head + more_headers).encode() + _HEAD_END + body
+
+
+def http_get(path: str) -> bytes:
+    """A GET, as bytes."""
+    return f"GET {path} HTTP/1.1\r\nhost: {HOST}".encode() + _HEAD_END
 
 
 async def drive(port: int, requests: Sequence[bytes], callers: int, seconds: float, check: Check) -> Load:

@@ -1,0 +1,9 @@
+"""The scenarios of `make chaos`, in the order in which they run."""
+
+from collections.abc import Mapping
+
+from loadtest.chaos.cancellations import cancellations
+from loadtest.chaos.overload import overload
+from loadtest.chaos.scenario import Scenario
+
+SCENARIOS: Mapping[str, Scenario] = {"overload": overload, "cancellations": cancellations}
