@@ -139,6 +139,17 @@ def test_a_signal_ends_it_while_it_starts(tmp_path: Path) -> None:
     assert "Traceback" not in log
 
 
+def test_a_signal_that_comes_just_before_it_serves_counts(cache: Cache) -> None:
+    cache.publish({USER: [item_id("int", 1)]})
+    signalled = "gc.freeze = lambda: signal.raise_signal(signal.SIGTERM); "  # the last thing done before
+    program = ["-c", "import gc, signal; " + signalled + "from service.__main__ import command; command()"]
+    settings = {"store_url": cache.url, "key_prefix": cache.prefix, "bundles_dir": cache.bundles_dir}
+    with process_of([], settings | {"port": free_port(), "store_timeout_ms": 2000}, program=program) as service:
+        _, log = service.communicate(timeout=50)
+    assert service.returncode == 0
+    assert "Traceback" not in log
+
+
 def test_help_says_where_the_settings_are() -> None:
     with process_of(["--help"], {}) as service:
         output, _ = service.communicate(timeout=50)
