@@ -24,6 +24,7 @@ from service.batcher import Batcher
 from service.errors import StartupError
 from service.follow import ModelFollower
 from service.health import Health
+from service.key_ring import KeyRing
 from service.metrics import Metrics
 from service.place import GRACE_S
 from service.prepare import Limits, ScoringJob
@@ -96,6 +97,9 @@ async def serve_until_signal(server: Server, listeners: Sequence[socket.socket] 
 async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Server]:
     """Every part, built from `settings` and put together, ready to serve; closed at the end. Raises StartupError."""
     async with AsyncExitStack() as stack:
+        # Before the minutes that a large model takes: who may ask, and how.
+        metrics, health = Metrics(registry), Health()
+        keys = _keys(settings, metrics)
         store = Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3)
         stack.push_async_callback(store.close)
         placement = Placement(_device(settings), getattr(torch, settings.dtype), settings.max_logit_error)
@@ -106,7 +110,6 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         parse_executor = stack.enter_context(ThreadPoolExecutor(1, "parse"))
         encode_executor = stack.enter_context(ThreadPoolExecutor(1, "encode"))
         compute_executor = stack.enter_context(ThreadPoolExecutor(1, "compute"))
-        metrics, health = Metrics(registry), Health()
         user_cache = UserCache(settings.user_cache_mb << 20, settings.user_cache_max_age_s, metrics)
         scorer = Scorer(UserLookup(store, user_cache, metrics), store, compute_executor, metrics)
         follower = ModelFollower(
@@ -127,6 +130,7 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             metrics=metrics,
             limits=_limits(settings),
             health=health,
+            keys=keys,
         )
         yield Server(
             _uvicorn_config(settings, app),
@@ -146,6 +150,13 @@ def _device(settings: Settings) -> torch.device:
 
 def _batcher(settings: Settings, scorer: Scorer) -> Batcher[ScoringJob, Fetched, Score]:
     return Batcher(scorer, max_works=settings.max_batch_requests, max_size=settings.max_batch_candidates)
+
+
+def _keys(settings: Settings, metrics: Metrics) -> KeyRing | None:
+    if not settings.asks_for_keys:
+        return None
+    variable = settings.api_keys
+    return KeyRing(settings.api_keys_file, None if variable is None else variable.get_secret_value(), metrics)
 
 
 def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
