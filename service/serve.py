@@ -4,6 +4,7 @@ import asyncio
 import gc
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 import uvicorn
-import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import ASGIApp
 
@@ -22,6 +22,7 @@ from service.active import Placement, choose
 from service.app import create_app
 from service.batcher import Batcher
 from service.errors import StartupError
+from service.event_loop import EventLoop
 from service.follow import ModelFollower
 from service.health import Health
 from service.key_ring import KeyRing
@@ -33,6 +34,7 @@ from service.scoring import ScoringLimits
 from service.settings import Settings
 from service.store import Store
 from service.tasks import await_or_end
+from service.tls import server_context
 from service.user_cache import UserCache
 from service.user_lookup import Fetched, UserLookup
 
@@ -68,7 +70,7 @@ def run(main: Coroutine[Any, Any, None], torch_threads: int) -> None:
     keep_freed_memory()
     # While a model is loaded there is nothing to finish: SIGTERM ends the process as SIGINT does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
         runner.run(main)
 
 
@@ -98,6 +100,7 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
     """Every part, built from `settings` and put together, ready to serve; closed at the end. Raises StartupError."""
     async with AsyncExitStack() as stack:
         # Before the minutes that a large model takes: who may ask, and how.
+        tls = server_context(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
         metrics, health = Metrics(registry), Health()
         keys = _keys(settings, metrics)
         store = Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3)
@@ -133,7 +136,7 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             keys=keys,
         )
         yield Server(
-            _uvicorn_config(settings, app),
+            _uvicorn_config(settings, app, tls),
             follower=follower,
             metrics=metrics,
             health=health,
@@ -159,7 +162,7 @@ def _keys(settings: Settings, metrics: Metrics) -> KeyRing | None:
     return KeyRing(settings.api_keys_file, None if variable is None else variable.get_secret_value(), metrics)
 
 
-def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
+def _uvicorn_config(settings: Settings, app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -171,6 +174,7 @@ def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # nobody asks where a request came from
         timeout_graceful_shutdown=GRACE_S,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
 
 

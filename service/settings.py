@@ -32,6 +32,13 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_keys_file: Path | None = Field(None, description="file of API keys, read again when it changes")
     api_keys: SecretStr | None = Field(None, description="API keys beside those of the file, separated by ; or newline")
+    tls_certificate_file: Path | None = Field(
+        None, description="certificate chain to serve with, PEM; none: plain HTTP"
+    )
+    tls_key_file: Path | None = Field(None, description="its private key, PEM, without a passphrase")
+    tls_client_ca_file: Path | None = Field(
+        None, description="authorities, PEM: callers must show a certificate that one of them signed"
+    )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port, each with a model of its own")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto: cuda where there is one"
