@@ -13,7 +13,9 @@ from starlette.types import ASGIApp
 
 from service import docs_page, openapi, problems
 from service.access import Access, Guard
+from service.backlog import Backlog
 from service.batcher import Batcher
+from service.body_memory import BodyMemory
 from service.direct import Direct
 from service.follow import ModelFollower
 from service.health import Health
@@ -39,6 +41,8 @@ def create_app(
     follower: ModelFollower,
     store: Store,
     batcher: Batcher[ScoringJob, Fetched, Score],
+    backlog: Backlog,
+    body_memory: BodyMemory,
     parse_executor: Executor,
     encode_executor: Executor,
     metrics: Metrics,
@@ -74,7 +78,7 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,
     )
-    scoring = Scoring(follower, batcher, parse_executor, encode_executor, metrics, limits)
+    scoring = Scoring(follower, batcher, backlog, body_memory, parse_executor, encode_executor, metrics, limits)
     routes, protocol = ScoreRoutes(scoring), InferenceProtocol(scoring, follower, health, app.version)
     routers = [routes.router(), protocol.router(), Information(follower, store, metrics, health).router()]
     for router in routers:

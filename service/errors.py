@@ -9,11 +9,14 @@ ServiceError                 a problem that is told to the client, with its stat
   UnsupportedMediaType 415
   ModelNotFound        404   the inference protocol was asked for another model or version than the active one
   UserNotFound         404   the store was asked and has no such record
+  Overloaded           429   more waits than can be scored in time
+  CallerLeft           499   told nobody: the caller has closed the connection
   StoreNotAnswering    503   the store could not be asked
   DeadlineExceeded     504
 StoreError                   the store could not answer: never told as an error, scores are degraded instead
   StoreTimeout
   StoreUnavailable
+  StoreCircuitOpen
 PublicationError             what is published cannot be served: the old one stays
 StartupError                 the service cannot start; its message is for whoever starts it
   ApiKeysError               the keys cannot be read: read again while it serves, the old ones stay
@@ -98,6 +101,23 @@ class UserNotFound(ServiceError):
     status, kind, title = 404, "user-not-found", "The cache has no such user"
 
 
+class Overloaded(ServiceError):
+    status, kind, title = 429, "overloaded", "The service has more to do than it can"
+
+    def __init__(self, detail: str, retry_after_s: int) -> None:
+        """retry_after_s: whole seconds, at least 1, as HTTP has them."""
+        super().__init__(detail)
+        self._retry_after_s = max(1, retry_after_s)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": str(self._retry_after_s)}
+
+
+class CallerLeft(ServiceError):
+    status, kind, title = 499, "caller-left", "The caller left"
+
+
 class StoreNotAnswering(ServiceError):
     status, kind, title = 503, "store-unavailable", "The store cannot be asked"
 
@@ -118,6 +138,12 @@ class StoreTimeout(StoreError):
 
 class StoreUnavailable(StoreError):
     reason = "store_unavailable"
+
+
+class StoreCircuitOpen(StoreError):
+    """It was not even asked: too many reads before this one have failed."""
+
+    reason = "store_circuit_open"
 
 
 class PublicationError(Exception):

@@ -64,6 +64,18 @@ class Metrics:
         self.unknown_candidates = Counter(
             "lrea_unknown_candidates_total", "Scored candidates that the model has never seen", registry=registry
         )
+        self.waiting_candidates = Gauge(
+            "lrea_waiting_candidates",
+            "Candidates that have come and are not answered, as of the last batch",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.expected_wait_seconds = Gauge(
+            "lrea_expected_wait_seconds",
+            "How long they take at the pace of the last batches",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.record_errors = Counter(
             "lrea_record_errors_total", "Records refused, never scored", ["reason"], registry=registry
         )
@@ -112,6 +124,15 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.store_breaker_open = Gauge(
+            "lrea_store_breaker_open",
+            "1 while records are not read, but for a probe",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.store_breaker_openings = Counter(
+            "lrea_store_breaker_openings_total", "Times the store's circuit opened", registry=registry
+        )
         self.worker_restarts = Counter(
             "lrea_worker_restarts_total", "Workers started in place of one that ended", registry=registry
         )
@@ -149,6 +170,12 @@ class Metrics:
         if origin not in self._of_origin:
             self._of_origin[origin] = self.users.labels(origin)
         self._of_origin[origin].inc()
+
+    def show_breaker(self, is_open: bool) -> None:
+        """The store's circuit has opened or closed."""
+        self.store_breaker_open.set(is_open)
+        if is_open:
+            self.store_breaker_openings.inc()
 
     def show_model(self, model_id: str, generation: str | None, device: str) -> None:
         """Make this the one labelled model."""

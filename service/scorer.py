@@ -4,8 +4,8 @@ Where users come from is `UserLookup`'s to know, what is done with a list of the
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from model.identifiers import Id
 from model.ranker import ScoringInput
 from service.active import ActiveModel
+from service.backlog import Backlog
 from service.errors import StoreError
 from service.metrics import Metrics
 from service.prepare import ScoringJob
@@ -38,10 +39,13 @@ class Score:
 class Scorer:
     """Scores batches of one model each: the steps of a `Batcher`."""
 
-    def __init__(self, lookup: UserLookup, store: Store, executor: Executor, metrics: Metrics) -> None:
+    def __init__(
+        self, lookup: UserLookup, store: Store, backlog: Backlog, executor: Executor, metrics: Metrics
+    ) -> None:
         """executor: of one thread, which alone writes to resident users' memory."""
         self._lookup = lookup
         self._store = store
+        self._backlog = backlog
         self._executor = executor
         self._metrics = metrics
 
@@ -54,16 +58,22 @@ class Scorer:
         """Whether the job can be scored with the batch, without another read."""
         return work.user is not None or self._lookup.join(fetched, work.user_id)
 
-    async def compute(self, works: Sequence[ScoringJob], fetched: Fetched) -> list[Score]:
+    def compute(self, works: Sequence[ScoringJob], fetched: Fetched) -> Awaitable[list[Score]]:
         """One answer per job, in order; the jobs' stages are completed."""
         running = self._executor.submit(self._compute, works, fetched)
         # When the thread is done with the slots or will never begin, whether or not anybody still waits for it.
         running.add_done_callback(lambda _: self._lookup.unpin(fetched))
+        return self._computed(running, works, fetched)
+
+    async def _computed(
+        self, running: "Future[list[Score]]", works: Sequence[ScoringJob], fetched: Fetched
+    ) -> list[Score]:
         try:
             scores = await asyncio.wrap_future(running)
         finally:
             self._lookup.let_go(fetched)
         self._metrics.batch_requests.observe(len(works))
+        self._backlog.scored(sum([job.size for job in works]))
         for job in works:
             job.stages.update(fetched.stages)
         return scores

@@ -20,7 +20,10 @@ from model.allocator import keep_freed_memory
 from model.device import choose_device
 from service.active import Placement, choose
 from service.app import create_app
+from service.backlog import Backlog
 from service.batcher import Batcher
+from service.body_memory import BodyMemory
+from service.breaker import Breaker
 from service.errors import StartupError
 from service.event_loop import EventLoop
 from service.follow import ModelFollower
@@ -103,7 +106,7 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         tls = server_context(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
         metrics, health = Metrics(registry), Health()
         keys = _keys(settings, metrics)
-        store = Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3)
+        store = _store(settings, metrics)
         stack.push_async_callback(store.close)
         placement = Placement(_device(settings), getattr(torch, settings.dtype), settings.max_logit_error)
         # A signal that comes while the store is asked must end it, whatever redis-py awaits.
@@ -114,7 +117,8 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         encode_executor = stack.enter_context(ThreadPoolExecutor(1, "encode"))
         compute_executor = stack.enter_context(ThreadPoolExecutor(1, "compute"))
         user_cache = UserCache(settings.user_cache_mb << 20, settings.user_cache_max_age_s, metrics)
-        scorer = Scorer(UserLookup(store, user_cache, metrics), store, compute_executor, metrics)
+        backlog = Backlog(settings.max_waiting_candidates, settings.max_batch_candidates, metrics)
+        scorer = Scorer(UserLookup(store, user_cache, metrics), store, backlog, compute_executor, metrics)
         follower = ModelFollower(
             model,
             store=store,
@@ -128,6 +132,8 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             follower=follower,
             store=store,
             batcher=_batcher(settings, scorer),
+            backlog=backlog,
+            body_memory=BodyMemory(settings.max_bodies_mb << 20),
             parse_executor=parse_executor,
             encode_executor=encode_executor,
             metrics=metrics,
@@ -142,6 +148,11 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             health=health,
             drain_s=settings.drain_seconds,
         )
+
+
+def _store(settings: Settings, metrics: Metrics) -> Store:
+    breaker = Breaker(settings.store_breaker_failures, settings.store_breaker_open_ms / 1e3, show=metrics.show_breaker)
+    return Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3, breaker)
 
 
 def _device(settings: Settings) -> torch.device:
@@ -183,5 +194,5 @@ def _limits(settings: Settings) -> ScoringLimits:
         request=Limits(settings.max_candidates, settings.max_history),
         max_batch_requests=settings.max_batch_requests,
         max_body_bytes=settings.max_body_bytes,
-        timeout_ms=settings.timeout_ms,
+        patience_s=settings.timeout_ms / 1e3,
     )
