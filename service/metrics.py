@@ -5,6 +5,8 @@ making of the coroutine: time with `with` blocks. Every gauge says with `multipr
 are together (shared_metrics.py), and is set also without a scrape, which only one of them answers.
 """
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service.shared_metrics import SharedRegistry
@@ -134,6 +136,21 @@ class Metrics:
         self.worker_restarts = Counter(
             "lrea_worker_restarts_total", "Workers started in place of one that ended", registry=registry
         )
+        self.api_key_reloads = Counter(
+            "lrea_api_key_reloads_total",
+            "Changes of the file of API keys, adopted or refused",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("adopted", "refused"):  # from 0 on: Prometheus sees no increase to a series' first value
+            self.api_key_reloads.labels(outcome)
+        self.api_key_expiry_seconds = Gauge(
+            "lrea_api_key_expiry_seconds",
+            "Time until the first API key expires, negative after that; +Inf where none does",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.api_key_expiry_seconds.set(math.inf)
         # Labels are looked up once: by name, and under a lock, ten of them took 20 µs of every request.
         self.seconds_of_stage = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}

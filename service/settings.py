@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.cache_format import check_model_id, check_prefix
@@ -30,6 +30,15 @@ class Settings(BaseSettings):
     model_id: str | None = Field(None, description="what to serve while the store names nothing")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    api_keys_file: Path | None = Field(None, description="file of API keys, read again when it changes")
+    api_keys: SecretStr | None = Field(None, description="API keys beside those of the file, separated by ; or newline")
+    tls_certificate_file: Path | None = Field(
+        None, description="certificate chain to serve with, PEM; none: plain HTTP"
+    )
+    tls_key_file: Path | None = Field(None, description="its private key, PEM, without a passphrase")
+    tls_client_ca_file: Path | None = Field(
+        None, description="authorities, PEM: callers must show a certificate that one of them signed"
+    )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port, each with a model of its own")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto: cuda where there is one"
@@ -67,6 +76,10 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(1.0, gt=0, description="how often to ask the store what is active")
     drain_seconds: float = Field(0.0, ge=0, description="time served on after SIGTERM, with /readyz at 503")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+
+    @property
+    def asks_for_keys(self) -> bool:
+        return self.api_keys_file is not None or self.api_keys is not None
 
     @field_validator("key_prefix")
     @classmethod
