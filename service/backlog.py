@@ -16,12 +16,12 @@ from collections.abc import Callable
 from service.errors import Overloaded
 from service.metrics import Metrics
 
-# Of the time that a caller has. The rest is for a batch that takes longer than those before it: who is let in and gets
-# no answer in time has cost the same and was told too late.
-SHARE_OF_PATIENCE = 0.7
-# What was scored so many candidates ago counts a third. It is half a second of full load, and one full batch outweighs
-# a hundred lone requests.
-MEMORY_CANDIDATES = 200_000.0
+# Of the time that a caller has. The rest is for batches that take longer than those before them: who is let in and gets
+# no answer in time has cost the same and was told too late. With 0.7, one in a hundred was on a machine that others used.
+SHARE_OF_PATIENCE = 0.5
+# What was so long ago counts a third, whichever comes first: so many candidates, that full batches soon outweigh lone
+# requests, and so many seconds of work, that a machine that turns slow is seen.
+MEMORY_CANDIDATES, MEMORY_S = 200_000.0, 1.0
 MEMORY_BYTES = 8 * MEMORY_CANDIDATES
 
 
@@ -36,8 +36,8 @@ class Backlog:
         self._clock = clock
         self._waiting = 0
         self._busy_since = 0.0  # since the first came, or the last batch was done
-        self._seconds_per_candidate = _RecentRatio(MEMORY_CANDIDATES)
-        self._candidates_per_byte = _RecentRatio(MEMORY_BYTES)
+        self._seconds_per_candidate = _RecentRatio(MEMORY_S, MEMORY_CANDIDATES)
+        self._candidates_per_byte = _RecentRatio(MEMORY_CANDIDATES, MEMORY_BYTES)
 
     def check_size(self, body_bytes: int, patience_s: float) -> None:
         """Refuse a request by the length of its body, before that is parsed, which costs more than a refusal.
@@ -87,14 +87,15 @@ def _refusal(found: str, wait_s: float) -> Overloaded:
 class _RecentRatio:
     """One quantity per another, of late: old pairs fade as new ones come."""
 
-    def __init__(self, memory: float) -> None:
-        """memory: after so much of the second quantity a pair counts a third (1/e)."""
+    def __init__(self, memory: float, memory_per: float) -> None:
+        """memory, memory_per: after so much of the one quantity or of the other a pair counts a third (1/e)."""
         self._memory = memory
+        self._memory_per = memory_per
         self._amount = 0.0
         self._per = 0.0
 
     def learn(self, amount: float, per: float) -> None:
-        kept = math.exp(-per / self._memory)
+        kept = math.exp(-amount / self._memory - per / self._memory_per)
         self._amount = self._amount * kept + amount
         self._per = self._per * kept + per
 
