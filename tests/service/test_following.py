@@ -14,7 +14,7 @@ import torch
 from model.bundle import load_bundle
 from model.cache_format import leases_key
 from service.errors import PublicationError, StartupError
-from service.follow import warm_up
+from service.warm_up import make_ready, score_nobody
 from tests.service.cache import Cache
 from tests.service.conftest import Serve
 from tests.tiny import item_id, tiny_bundle, tiny_data, user_id
@@ -124,9 +124,7 @@ def test_a_broken_bundle_is_refused(caches: tuple[Cache, Cache], serve: Serve) -
     assert served(client) == (one.bundle.model_id, "good", "cached")
 
 
-@pytest.mark.parametrize(
-    "broken", ["service.active.load_bundle", "service.follow._score_nobody", "service.follow.activate"]
-)
+@pytest.mark.parametrize("broken", ["service.active.load_bundle", "service.warm_up._nobody", "service.follow.activate"])
 def test_a_bundle_that_fails_unexpectedly_is_refused_once_and_tried_again(
     caches: tuple[Cache, Cache],
     serve: Serve,
@@ -161,11 +159,15 @@ def test_a_bundle_that_fails_unexpectedly_is_refused_once_and_tried_again(
 def test_a_bundle_whose_scores_are_not_numbers_is_refused(int_bundles: Path, place: str) -> None:
     [folder] = int_bundles.iterdir()
     bundle = load_bundle(folder)
-    warm_up(bundle)
+    make_ready(bundle)
+    score_nobody(bundle, users=2, candidates=3)
     weights = [tensor for name, tensor in bundle.ranker.named_parameters() if name.startswith(place)][-1]
     weights[-1] = torch.nan  # of the embeddings: an item's that the warm-up does not score
     with pytest.raises(PublicationError, match="not finite"):
-        warm_up(bundle)
+        make_ready(bundle)
+    if place == "mlp":
+        with pytest.raises(PublicationError, match="not finite"):
+            score_nobody(bundle, users=2, candidates=3)
 
 
 def test_a_model_that_reads_the_whole_history_is_refused(
