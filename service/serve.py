@@ -77,8 +77,6 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         store = Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3)
         stack.push_async_callback(store.close)
         placement = Placement(_device(settings), getattr(torch, settings.dtype), settings.max_logit_error)
-        # A signal that comes while the store is asked must end it, whatever redis-py awaits.
-        model = await await_or_end(choose(store, settings.bundles_dir, settings.model_id, placement))
         # One thread each, so that a forward never waits until thousands of ids of later requests are looked up, nor
         # a request of usual size until a large body is read.
         parse_executor = stack.enter_context(ThreadPoolExecutor(1, "parse"))
@@ -88,7 +86,9 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         user_cache = UserCache(settings.user_cache_mb << 20, settings.user_cache_max_age_s, metrics)
         scorer = Scorer(UserLookup(store, user_cache, metrics), store, compute_executor, metrics)
         follower = ModelFollower(
-            model,
+            # A signal that comes while the store is asked must end it, whatever redis-py awaits. Not in a variable:
+            # this frame lives as long as the process, and so would the first model.
+            await await_or_end(choose(store, settings.bundles_dir, settings.model_id, placement)),
             store=store,
             compute_executor=compute_executor,
             bundles_dir=settings.bundles_dir,

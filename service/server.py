@@ -66,14 +66,13 @@ class Server(uvicorn.Server):
         for listener in sockets:
             listener.close()
         waiting = [connection for queue in queues for connection in _take_all(queue)]
-        protocol: Any = self.config.http_protocol_class
+        protocol: Any = self.config.http_protocol_class  # made as uvicorn makes it
+        make = partial(
+            protocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=None
+        )
         for connection in waiting:
             with suppress(OSError):  # it has gone
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    partial(protocol, self.config, self.server_state, self.lifespan.state),
-                    connection,
-                    ssl=self.config.ssl,
-                )
+                await asyncio.get_running_loop().connect_accepted_socket(make, connection, ssl=self.config.ssl)
 
     def _end_connections(self) -> None:
         """From now on every answer says that it is its connection's last."""

@@ -1,18 +1,23 @@
 """Following what is published: a new generation, another model, and publications that cannot be served."""
 
+import gc
+import os
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import httpx
 import pytest
 import torch
 
-from model.bundle import load_bundle
-from model.cache_format import leases_key
+from model.bundle import Bundle, load_bundle, write_bundle
+from model.cache_format import Manifest, leases_key, manifest_key
 from service.errors import PublicationError, StartupError
 from service.warm_up import make_ready, score_nobody
 from tests.service.cache import Cache
@@ -91,10 +96,6 @@ def test_what_cannot_be_served_is_refused_and_the_old_stays(caches: tuple[Cache,
     one.publish({USER: HISTORY}, "good")
     client = serve(one, poll_seconds=0.02)
 
-    def refused() -> float:
-        [line] = [line for line in client.get("/metrics").text.splitlines() if line.startswith("lrea_refused_pub")][:1]
-        return float(line.split()[1])
-
     shutil.rmtree(other.bundles_dir / other.bundle.model_id)
     publications: list[Callable[[], None]] = [
         lambda: one.point_at("0" * 12, "no-manifest"),
@@ -105,7 +106,7 @@ def test_what_cannot_be_served_is_refused_and_the_old_stays(caches: tuple[Cache,
     ]
     for count, publish in enumerate(publications, start=1):
         publish()
-        wait_for(partial(lambda wanted: refused() == wanted, count))
+        wait_for(partial(lambda wanted: refusals(client) == wanted, count))
         assert served(client) == (one.bundle.model_id, "good", "cached")
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["degraded"]) == (200, ["publication_refused"])
@@ -113,15 +114,198 @@ def test_what_cannot_be_served_is_refused_and_the_old_stays(caches: tuple[Cache,
     wait_for(lambda: client.get("/readyz").json()["degraded"] == [])
 
 
-def test_a_broken_bundle_is_refused(caches: tuple[Cache, Cache], serve: Serve) -> None:
+def break_weights_by_a_bit(folder: Path) -> None:
+    """In the last tensor's last number, where the file stays well-formed and the value finite."""
+    weights = folder / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-4] ^= 1
+    weights.write_bytes(data)
+
+
+def swap_for_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut short": (lambda folder: os.truncate(folder / "weights.safetensors", 1000), "missing or cut short"),
+    "one bit": (break_weights_by_a_bit, "its tensors are"),
+    "no vocabulary": (lambda folder: (folder / "vocab.safetensors").unlink(), "vocab.safetensors"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    "a folder for a file": (lambda folder: swap_for_a_folder(folder / "weights.safetensors"), "weights.safetensors"),
+    "config of no model": (lambda folder: (folder / "config.json").write_text("{}"), "not a bundle's config"),
+}
+
+
+def test_a_broken_bundle_is_refused(
+    caches: tuple[Cache, Cache], serve: Serve, other_bundles: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     one, other = caches
     one.publish({USER: HISTORY}, "good")
     client = serve(one, poll_seconds=0.02)
-    weights = other.bundles_dir / other.bundle.model_id / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    other.publish({USER: HISTORY}, "second")
-    wait_for(lambda: client.get("/readyz").json()["degraded"] == ["publication_refused"])
+    whole, folder = other_bundles / other.bundle.model_id, other.bundles_dir / other.bundle.model_id
+
+    def put_back() -> None:
+        shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
+
+    foreign = one.bundles_dir / one.bundle.model_id / "config.json"
+    cases = BREAKS | {
+        "another's config": (lambda folder: shutil.copy(foreign, folder), "its tensors are"),
+        "another's bundle": (lambda folder: shutil.copytree(foreign.parent, folder, dirs_exist_ok=True), "is model "),
+    }
+    for count, (name, (break_it, said)) in enumerate(cases.items(), start=1):
+        put_back()
+        break_it(folder)
+        other.publish({USER: HISTORY}, f"broken-{count}")
+        wait_for(partial(lambda wanted: refusals(client) == wanted, count))
+        assert said in caplog.records[-1].message, name
+        assert served(client) == (one.bundle.model_id, "good", "cached")
+        assert client.get("/readyz").json() == {"status": "ready", "degraded": ["publication_refused"]}
+    put_back()
+    other.publish({USER: HISTORY}, "whole")
+    wait_for(lambda: served(client) == (other.bundle.model_id, "whole", "cached"))
+    assert client.get("/readyz").json()["degraded"] == []
+
+
+def test_weights_that_are_not_numbers_are_refused_though_their_hash_is_right(
+    caches: tuple[Cache, Cache], serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, _ = caches
+    one.publish({USER: HISTORY}, "good")
+    client = serve(one, poll_seconds=0.02)
+    bundle = load_bundle(one.bundles_dir / one.bundle.model_id)
+    bundle.ranker.item_embedding.weight[-1] = torch.nan
+    parts = (bundle.ranker, bundle.catalogue, bundle.user_features, bundle.context_features, bundle.metadata)
+    folder = write_bundle(one.bundles_dir, *parts)
+    broken = Cache(one.url, one.prefix, one.bundles_dir, replace(bundle, model_id=folder.name))
+    broken.redis = one.redis
+    broken.publish(generation="broken")
+    wait_for(lambda: refusals(client) == 1)
+    assert "item_embedding.weight is torch.float32 or holds values that are not finite" in caplog.records[-1].message
     assert served(client) == (one.bundle.model_id, "good", "cached")
+
+
+def refusals(client: httpx.Client) -> float:
+    [line] = [line for line in client.get("/metrics").text.splitlines() if line.startswith("lrea_refused_pub")][:1]
+    return float(line.split()[1])
+
+
+CROWD = [user_id("int", number) for number in range(2, 22)]
+
+
+def serve_crowd(cache: Cache, serve: Serve) -> httpx.Client:
+    """A service in which a crowd is resident, following every 20 ms."""
+    cache.publish(dict.fromkeys(CROWD, HISTORY), "good")
+    client = serve(cache, poll_seconds=0.02)
+    for user in CROWD:
+        answer = client.post("/v1/score", json={"user_id": user, "candidates": CANDIDATES}).json()
+        assert answer["user_state"] == "cached"
+    return client
+
+
+def claim_users(cache: Cache, generation: str, users: int) -> None:
+    """Publish a manifest like the good one's that counts users, whatever is there."""
+    prefix, model_id = cache.prefix, cache.bundle.model_id
+    good = Manifest.from_json(cache.redis.get(manifest_key(prefix, model_id, "good")))
+    manifest = replace(good, generation=generation, users=users)
+    cache.redis.set(manifest_key(prefix, model_id, generation), manifest.to_json())
+    cache.point_at(model_id, generation)
+
+
+def generation(client: httpx.Client) -> str:
+    return str(client.get("/v1/model").json()["generation"])
+
+
+def test_a_generation_without_its_records_is_refused(
+    cache: Cache, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = serve_crowd(cache, serve)
+    claim_users(cache, "emptied", 20)
+    wait_for(lambda: refusals(client) == 1)
+    assert "has no record of any of 20 users who have one now, and its manifest counts 20" in caplog.records[-1].message
+    assert generation(client) == "good"
+    cache.publish({CROWD[0]: HISTORY}, "of-one")
+    wait_for(lambda: generation(client) == "of-one")
+    cache.publish({}, "of-nobody")
+    wait_for(lambda: generation(client) == "of-nobody")
+
+
+def test_a_generation_of_bad_records_only_is_refused(
+    cache: Cache, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = serve_crowd(cache, serve)
+    foreign = cache.redis.get(cache.key(CROWD[0], "good"))
+    for user in CROWD[:3]:
+        cache.redis.set(cache.key(user, "bad"), foreign)
+    claim_users(cache, "bad", 20)
+    wait_for(lambda: refusals(client) == 1)
+    assert "has no good record among 3 (foreign_generation): build the cache again" in caplog.records[-1].message
+    assert generation(client) == "good"
+    cache.redis.set(cache.key(CROWD[0], "so-so"), foreign)
+    cache.publish(dict.fromkeys(CROWD[1:3], HISTORY), "so-so")
+    wait_for(lambda: generation(client) == "so-so")
+
+
+@pytest.mark.parametrize("instead", ["good", "newer"])
+def test_what_is_overtaken_while_it_is_loaded_is_never_served(
+    caches: tuple[Cache, Cache],
+    serve: Serve,
+    instead: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A, B, A and A, B, C."""
+    one, other = caches
+    caplog.set_level("INFO")
+    one.publish({USER: HISTORY}, "good")
+    client = serve(one, poll_seconds=0.02)
+    loading, go_on = Event(), Event()
+
+    def slowly(*arguments: Any) -> Bundle:
+        loading.set()
+        assert go_on.wait(20)
+        return load_bundle(*arguments)
+
+    monkeypatch.setattr("service.active.load_bundle", slowly)
+    other.publish({USER: HISTORY}, "overtaken")
+    assert loading.wait(20)
+    assert served(client) == (one.bundle.model_id, "good", "cached"), "the old one serves while another is loaded"
+    one.publish({USER: HISTORY}, instead)
+    go_on.set()
+    wait_for(lambda: served(client) == (one.bundle.model_id, instead, "cached"))
+    one.publish({USER: HISTORY}, "last")
+    wait_for(lambda: served(client) == (one.bundle.model_id, "last", "cached"))
+    assert f"serving model {one.bundle.model_id}, generation last" in caplog.text
+    assert f"serving model {other.bundle.model_id}" not in caplog.text
+    assert refusals(client) == 0
+
+
+def test_a_model_is_gone_when_its_last_request_is_done(
+    caches: tuple[Cache, Cache], serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the garbage collector, which looks at nothing that was there when the service began."""
+    one, other = caches
+    loaded: list[weakref.ref[Bundle]] = []
+
+    def watched(*arguments: Any) -> Bundle:
+        bundle = load_bundle(*arguments)
+        loaded.append(weakref.ref(bundle))
+        return bundle
+
+    monkeypatch.setattr("service.active.load_bundle", watched)
+    one.publish({USER: HISTORY}, "first")
+    client = serve(one, poll_seconds=0.02)
+    assert served(client) == (one.bundle.model_id, "first", "cached")
+    gc.disable()
+    try:
+        for cache in (other, one, other):
+            cache.publish({USER: HISTORY}, "second")
+            wait_for(partial(lambda wanted: served(client) == wanted, (cache.bundle.model_id, "second", "cached")))
+            wait_for(lambda: [ref() is None for ref in loaded] == [True] * (len(loaded) - 1) + [False])
+    finally:
+        gc.enable()
+    assert len(loaded) == 4
 
 
 @pytest.mark.parametrize("broken", ["service.active.load_bundle", "service.warm_up._nobody", "service.follow.activate"])
