@@ -5,7 +5,7 @@ logged and counted, and the old one stays.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -134,10 +134,13 @@ async def find_manifest(store: Store, published: Published) -> Manifest:
 
 def activate(manifest: Manifest, bundle: Bundle) -> ActiveModel:
     """The bundle with the generation that the manifest describes. Raises PublicationError if they do not fit."""
-    found = (manifest.model_id, manifest.user_kind, manifest.shape)
-    wanted = (bundle.model_id, bundle.user_kind, bundle.record_shape)
-    if found != wanted:
-        raise PublicationError(f"the manifest says {found}, the bundle wants {wanted}: build the cache again")
+    found = {"model_id": manifest.model_id, "user_kind": manifest.user_kind, **asdict(manifest.shape)}
+    wanted = {"model_id": bundle.model_id, "user_kind": bundle.user_kind, **asdict(bundle.record_shape)}
+    odd = [f"{name} {found[name]} (the bundle's: {wanted[name]})" for name in wanted if found[name] != wanted[name]]
+    if odd:
+        raise PublicationError(
+            f"generation {manifest.generation} was built for {', '.join(odd)}: build the cache with this bundle"
+        )
     return ActiveModel(bundle, manifest.generation)
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from model.bundle import Bundle, load_bundle, write_bundle
 from model.cache_format import Manifest, leases_key, manifest_key
 from service.errors import PublicationError, StartupError
 from service.warm_up import make_ready, score_nobody
+from tests.conftest import free_port
 from tests.service.cache import Cache
 from tests.service.conftest import Serve
 from tests.tiny import item_id, tiny_bundle, tiny_data, user_id
@@ -27,34 +28,6 @@ from tests.tiny import item_id, tiny_bundle, tiny_data, user_id
 USER = user_id("int", 1)
 CANDIDATES = [item_id("int", number) for number in range(5)]
 HISTORY = [item_id("int", number) for number in range(30)]
-
-
-@pytest.fixture(scope="session")
-def other_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of another shape."""
-    folder = tmp_path_factory.mktemp("other")
-    tiny_bundle(folder / "bundles", tiny_data(folder / "data"), rank=2)
-    return folder / "bundles"
-
-
-@pytest.fixture
-def caches(
-    store_url: str, key_prefix: str, int_bundles: Path, other_bundles: Path, tmp_path: Path
-) -> Iterator[tuple[Cache, Cache]]:
-    """Two models' caches under one prefix, their bundles in one folder."""
-    with (
-        Cache.of_bundles(store_url, key_prefix, int_bundles) as one,
-        Cache.of_bundles(store_url, key_prefix, other_bundles) as other,
-    ):
-        for cache in (one, other):
-            shutil.copytree(cache.bundles_dir / cache.bundle.model_id, tmp_path / cache.bundle.model_id)
-        yield replace_folder(one, tmp_path), replace_folder(other, tmp_path)
-
-
-def replace_folder(cache: Cache, folder: Path) -> Cache:
-    moved = Cache(cache.url, cache.prefix, folder, cache.bundle)
-    moved.redis = cache.redis
-    return moved
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -204,11 +177,11 @@ def serve_crowd(cache: Cache, serve: Serve) -> httpx.Client:
     return client
 
 
-def claim_users(cache: Cache, generation: str, users: int) -> None:
-    """Publish a manifest like the good one's that counts users, whatever is there."""
+def claim(cache: Cache, generation: str, /, *, like: str, **changes: Any) -> None:
+    """Publish a manifest like another generation's, but for the changes, whatever is there."""
     prefix, model_id = cache.prefix, cache.bundle.model_id
-    good = Manifest.from_json(cache.redis.get(manifest_key(prefix, model_id, "good")))
-    manifest = replace(good, generation=generation, users=users)
+    other = Manifest.from_json(cache.redis.get(manifest_key(prefix, model_id, like)))
+    manifest = replace(other, **{"generation": generation} | changes)
     cache.redis.set(manifest_key(prefix, model_id, generation), manifest.to_json())
     cache.point_at(model_id, generation)
 
@@ -221,7 +194,7 @@ def test_a_generation_without_its_records_is_refused(
     cache: Cache, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = serve_crowd(cache, serve)
-    claim_users(cache, "emptied", 20)
+    claim(cache, "emptied", like="good", users=20)
     wait_for(lambda: refusals(client) == 1)
     assert "has no record of any of 20 users who have one now, and its manifest counts 20" in caplog.records[-1].message
     assert generation(client) == "good"
@@ -238,7 +211,7 @@ def test_a_generation_of_bad_records_only_is_refused(
     foreign = cache.redis.get(cache.key(CROWD[0], "good"))
     for user in CROWD[:3]:
         cache.redis.set(cache.key(user, "bad"), foreign)
-    claim_users(cache, "bad", 20)
+    claim(cache, "bad", like="good", users=20)
     wait_for(lambda: refusals(client) == 1)
     assert "has no good record among 3 (foreign_generation): build the cache again" in caplog.records[-1].message
     assert generation(client) == "good"
@@ -382,10 +355,48 @@ def test_a_start_with_nothing_to_serve_says_what_to_do(
     with pytest.raises(StartupError, match=f"no bundle at .*{one.bundle.model_id}"):
         serve(one)
     with pytest.raises(StartupError, match="no bundle in"):
-        serve(replace_folder(one, tmp_path / "nowhere"), key_prefix=f"{one.prefix}-other")
+        serve(one.in_folder(tmp_path / "nowhere"), key_prefix=f"{one.prefix}-other")
     one.point_at(other.bundle.model_id, "no-manifest")
     with pytest.raises(StartupError, match="no manifest"):
         serve(one)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        ({"format_version": 99}, "manifest has format version 99, this program reads 1: build the cache with this"),
+        (
+            {"user_kind": "string", "shape": "longer"},
+            r"generation wrong was built for user_kind string \(the bundle's: int\), "
+            r"long_length 25 \(the bundle's: 24\): build the cache with this bundle",
+        ),
+        ({"generation": "another"}, "the manifest of generation wrong is of .* another: build the cache again"),
+        ({"users": -1}, "manifest.users is -1, wanted an integer, 0 or more"),
+    ],
+)
+def test_a_start_with_a_manifest_that_does_not_fit_says_what_to_build(
+    cache: Cache, serve: Serve, manifest: dict[str, Any], said: str
+) -> None:
+    shape = cache.bundle.record_shape
+    longer = {"shape": replace(shape, long_length=shape.long_length + 1)} if "shape" in manifest else {}
+    cache.publish({}, "right")
+    claim(cache, "wrong", like="right", **manifest | longer)
+    with pytest.raises(StartupError, match=f"^what the store says is active cannot be served: {said}"):
+        serve(cache)
+
+
+def test_a_start_warns_of_a_choice_without_effect_and_of_a_store_that_says_nothing(
+    caches: tuple[Cache, Cache], serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = caches
+    serve(one, model_id=other.bundle.model_id)
+    assert "nothing is published in the store, every user is a miss until it is: see LREA_KEY_PREFIX" in caplog.text
+    one.publish({})
+    served_now = serve(one, model_id=other.bundle.model_id).get("/v1/model").json()
+    assert served_now["model_id"] == one.bundle.model_id
+    serve(one, store_url=f"redis://127.0.0.1:{free_port()}/0", model_id=other.bundle.model_id)
+    assert "starting without the store, every user is a miss until it answers: " in caplog.text
+    assert f"LREA_MODEL_ID is {other.bundle.model_id} and has no effect: the store says that" in caplog.text
 
 
 def leases(cache: Cache) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import http.client
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -95,3 +96,71 @@ def test_no_request_is_lost_to_a_sigterm(cache: Cache, options: tuple[str, ...],
     assert callers.outcomes["refused"] == CALLERS
     assert callers.closing >= CALLERS, "each was told to go before it was refused"
     assert (service.returncode, "Traceback" in log) == (0, False), log
+
+
+def begin(port: int) -> socket.socket:
+    """A connection with a request that has begun: the service waits for its body."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    head = f"POST /v1/score HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: {len(BODY)}\r\n"
+    connection.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
+    assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+    return connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    with connection, connection.makefile("rb") as answer:
+        return answer.read()
+
+
+def wait_until_refused(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.02)
+    raise AssertionError("it still listens after 20 s")
+
+
+def test_what_has_begun_is_finished(cache: Cache) -> None:
+    with serving(cache) as (service, port):
+        connection = begin(port)
+        service.send_signal(signal.SIGTERM)
+        wait_until_refused(port)
+        time.sleep(1.5)  # longer than kept connections have for one more request
+        connection.sendall(BODY)
+        answer = read_all(connection)
+        _, log = service.communicate(timeout=20)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in answer
+    assert (service.returncode, "Traceback" in log) == (0, False), log
+
+
+def test_what_outlasts_the_grace_is_dropped(cache: Cache) -> None:
+    with serving(cache, grace_seconds=1) as (service, port):
+        connection = begin(port)
+        service.send_signal(signal.SIGTERM)
+        assert read_all(connection).startswith(b"HTTP/1.1 500 ")
+        _, log = service.communicate(timeout=20)
+    assert service.returncode == 0
+    assert "timeout graceful shutdown exceeded" in log
+
+
+def test_each_signal_goes_one_step_further(cache: Cache) -> None:
+    with (
+        serving(cache, drain_seconds=600, grace_seconds=600) as (service, port),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        connection = begin(port)
+        service.send_signal(signal.SIGTERM)
+        assert wait_for_status(service, client, "/readyz", 503).json()["status"] == "draining"
+        answer = client.post("/v1/score", content=BODY, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close"), "it serves on"
+        service.send_signal(signal.SIGTERM)
+        wait_until_refused(port)
+        assert service.poll() is None, "it finishes what has begun"
+        service.send_signal(signal.SIGTERM)
+        service.communicate(timeout=20)
+        connection.close()
+    assert service.returncode == 0
