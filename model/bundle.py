@@ -186,7 +186,7 @@ def _identity(config: RankerConfig, *groups: Mapping[str, Tensor]) -> str:
         for name, tensor in sorted(group.items()):
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
             # Not a copy of the bytes: that would hold the interpreter's lock, and a service loads while it answers.
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
 
 
