@@ -185,7 +185,8 @@ def _identity(config: RankerConfig, *groups: Mapping[str, Tensor]) -> str:
     for group in groups:
         for name, tensor in sorted(group.items()):
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+            # Not a copy of the bytes: that would hold the interpreter's lock, and a service loads while it answers.
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
 
 

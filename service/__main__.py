@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from service.errors import StartupError
 from service.listen import bind, check_address, is_loopback
-from service.place import GRACE_S, Place
+from service.place import Place
 from service.settings import Settings, unknown_variables
 from service.supervisor import supervise
 
@@ -81,7 +81,7 @@ def _supervise(settings: Settings) -> int:
         listeners,
         [*this_program, "--as-worker"],
         os.environ,
-        stop_s=settings.drain_seconds + GRACE_S + 10,
+        stop_s=settings.drain_seconds + settings.grace_seconds + 10,
     )
 
 

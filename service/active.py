@@ -5,7 +5,7 @@ logged and counted, and the old one stays.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,7 +58,13 @@ async def choose(store: Store, bundles_dir: Path, pinned: str | None, placement:
         if pointer is not None:
             manifest = await find_manifest(store, pointer.current)
             bundle = open_bundle(bundles_dir, pointer.current.model_id, placement)
+            if pinned not in (None, bundle.model_id):
+                logger.warning(
+                    "LREA_MODEL_ID is %s and has no effect: the store says that model %s is active, which is served",
+                    *(pinned, bundle.model_id),
+                )
             return activate(manifest, bundle)
+        logger.warning("nothing is published in the store, every user is a miss until it is: see LREA_KEY_PREFIX")
     except (ManifestError, PublicationError) as error:
         raise StartupError(f"what the store says is active cannot be served: {error}") from error
     except StoreError as error:
@@ -73,17 +79,17 @@ async def choose(store: Store, bundles_dir: Path, pinned: str | None, placement:
 def open_bundle(bundles_dir: Path, model_id: str, placement: Placement) -> Bundle:
     """The bundle of `model_id`. Raises PublicationError."""
     folder = bundles_dir / model_id
-    if not folder.is_dir():
-        raise PublicationError(
-            f"there is no bundle at {folder}: put the trained bundle of model {model_id} there, "
-            "or publish a cache of a model that is there (python -m cache_builder build)"
-        )
     try:
-        bundle = load_bundle(folder, placement.device)
+        bundle = load_bundle(folder, placement.device) if folder.is_dir() else None
     except BundleError as error:
         raise PublicationError(f"the bundle at {folder} does not load: {error}") from error
     except Exception as error:  # a full GPU, a folder without permission, what a file of another version brings
         raise PublicationError(f"the bundle at {folder} does not load: {type(error).__name__}: {error}") from error
+    if bundle is None:
+        raise PublicationError(
+            f"there is no bundle at {folder}: put the trained bundle of model {model_id} there, "
+            "or publish a cache of a model that is there (python -m cache_builder build)"
+        )
     if bundle.model_id != model_id:
         raise PublicationError(f"the bundle at {folder} is model {bundle.model_id}: name its folder after that")
     if not bundle.config.cacheable:
@@ -128,10 +134,13 @@ async def find_manifest(store: Store, published: Published) -> Manifest:
 
 def activate(manifest: Manifest, bundle: Bundle) -> ActiveModel:
     """The bundle with the generation that the manifest describes. Raises PublicationError if they do not fit."""
-    found = (manifest.model_id, manifest.user_kind, manifest.shape)
-    wanted = (bundle.model_id, bundle.user_kind, bundle.record_shape)
-    if found != wanted:
-        raise PublicationError(f"the manifest says {found}, the bundle wants {wanted}: build the cache again")
+    found = {"model_id": manifest.model_id, "user_kind": manifest.user_kind, **asdict(manifest.shape)}
+    wanted = {"model_id": bundle.model_id, "user_kind": bundle.user_kind, **asdict(bundle.record_shape)}
+    odd = [f"{name} {found[name]} (the bundle's: {wanted[name]})" for name in wanted if found[name] != wanted[name]]
+    if odd:
+        raise PublicationError(
+            f"generation {manifest.generation} was built for {', '.join(odd)}: build the cache with this bundle"
+        )
     return ActiveModel(bundle, manifest.generation)
 
 

@@ -17,7 +17,7 @@ from service.errors import Overloaded
 from service.metrics import Metrics
 
 # Of the time that a caller has. The rest is for batches that take longer than those before them: who is let in and gets
-# no answer in time has cost the same and was told too late. With 0.7, one in a hundred was, on a machine that others use.
+# no answer in time has cost the same and was told too late: with 0.7 one in a hundred, on a machine that others use.
 SHARE_OF_PATIENCE = 0.5
 # What was so long ago counts a third, whichever comes first: so many candidates, that full batches soon outweigh lone
 # requests, and so many seconds of work, that a machine that turns slow is seen.

@@ -9,24 +9,21 @@ import os
 import secrets
 import socket
 import time
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from model.bundle import Bundle
 from model.cache_format import ManifestError, Published
-from model.identifiers import Id
-from model.ranker import ScoringInput
 from service.active import NO_ACTIVE_GENERATION, ActiveModel, Placement, activate, find_manifest, open_bundle
 from service.errors import PublicationError, StoreError
 from service.metrics import Metrics
+from service.sample import SAMPLE_USERS, check_records
 from service.store import Store
 from service.user_cache import UserCache
+from service.warm_up import FORWARDS, make_ready, score_nobody
 
 logger = logging.getLogger(__name__)
-WARM_UP_CANDIDATES = 1000
 PUBLICATION_REFUSED = "publication_refused"
 LEASE_MS = 60_000  # renewed with every poll; a builder that finds none lets the generation expire, in hours
 RETRY_S = 30.0  # loading a bundle that does not fit is too much work for every poll
@@ -49,15 +46,18 @@ class ModelFollower:
         store: Store,
         bundles_dir: Path,
         placement: Placement,
+        compute_executor: Executor,
         metrics: Metrics,
         user_cache: UserCache,
         poll_s: float,
     ) -> None:
+        """compute_executor: on which batches are scored; a new model is warmed up between two of them."""
         self.current = model
         self.ready = False  # warm
         self._store = store
         self._bundles_dir = bundles_dir
         self._placement = placement
+        self._compute_executor = compute_executor
         self._metrics = metrics
         self._user_cache = user_cache
         self._poll_s = poll_s
@@ -88,15 +88,21 @@ class ModelFollower:
     async def warm_up(self) -> None:
         """Make it `ready`, if it is not. Raises PublicationError for a model that cannot score."""
         if not self.ready:
-            await asyncio.to_thread(warm_up, self.current.bundle)
+            await self._warm_up(self.current.bundle)
             self.ready = True
+
+    async def _warm_up(self, bundle: Bundle) -> None:
+        await asyncio.to_thread(make_ready, bundle)
+        for users, candidates in FORWARDS:
+            await asyncio.get_running_loop().run_in_executor(
+                self._compute_executor, score_nobody, bundle, users, candidates
+            )
 
     async def poll(self) -> None:
         """Ask once what is published, and swap to it if it is new and can be served."""
         published: Published | None = None
         try:
-            pointer = await self._store.read_active()
-            published = pointer.current if pointer else None
+            published = await self._published()
             try:
                 await self._follow(published)
             finally:
@@ -110,13 +116,20 @@ class ModelFollower:
                 raise
             self._refuse(_Refusal(published, f"{type(error).__name__}: {error}", time.monotonic()), error)
 
+    async def _published(self) -> Published | None:
+        pointer = await self._store.read_active()
+        return pointer.current if pointer else None
+
     async def _follow(self, published: Published | None) -> None:
         if published is None:
             self._adopt(ActiveModel(self.current.bundle, None))
         elif not self.current.is_(published):
             if self._refused and self._refused.published == published and time.monotonic() < self._refused.at + RETRY_S:
                 return
-            self._adopt(await self._load(published))
+            model = await self._load(published)
+            if await self._published() != published:
+                return  # while this was loaded another took its place, and is seen by the next poll
+            self._adopt(model)
         self._refused = None
 
     async def _lease(self) -> None:
@@ -128,10 +141,14 @@ class ModelFollower:
     async def _load(self, published: Published) -> ActiveModel:
         manifest = await find_manifest(self._store, published)
         bundle = self.current.bundle
-        if published.model_id != bundle.model_id:
-            bundle = await asyncio.to_thread(open_bundle, self._bundles_dir, published.model_id, self._placement)
-            await asyncio.to_thread(warm_up, bundle)
-        return activate(manifest, bundle)
+        if manifest.user_kind == bundle.user_kind:
+            await check_records(self._store, manifest, self._user_cache.residents(SAMPLE_USERS))
+        if published.model_id == bundle.model_id:
+            return activate(manifest, bundle)
+        bundle = await asyncio.to_thread(open_bundle, self._bundles_dir, published.model_id, self._placement)
+        model = activate(manifest, bundle)
+        await self._warm_up(bundle)
+        return model
 
     def _adopt(self, model: ActiveModel) -> None:
         """Serve `model` from the next request on. An emptied store names nothing: then there is no cache to ask."""
@@ -156,35 +173,3 @@ class ModelFollower:
     def _show_store(self) -> None:
         """Also without a scrape: of several workers, only one answers it."""
         self._metrics.store_up.set(self._store.trouble is None)
-
-
-def warm_up(bundle: Bundle) -> None:
-    """One forward for a user and items that nobody knows, so that the first caller does not pay for first times.
-
-    Raises PublicationError for a bundle that loads and cannot score, whatever it fails with, or scores no numbers.
-    """
-    try:
-        finite = bool(torch.isfinite(_score_nobody(bundle)).all()) and all(map(_is_finite, bundle.ranker.parameters()))
-    except Exception as error:
-        found = f"{type(error).__name__}: {error}"
-        raise PublicationError(f"the bundle of model {bundle.model_id} loads and does not score: {found}") from error
-    if not finite:
-        raise PublicationError(
-            f"the bundle of model {bundle.model_id} has weights or scores that are not finite: train it again"
-        )
-
-
-def _score_nobody(bundle: Bundle) -> Tensor:
-    nobody: Id = 0 if bundle.item_kind == "int" else "warm-up"
-    request = ScoringInput(
-        state=bundle.empty_state(),
-        short=bundle.short_window([nobody]),
-        user_codes=bundle.user_features.encode({}),
-        context_codes=bundle.context_features.encode({}),
-        candidates=bundle.catalogue.encode([nobody] * WARM_UP_CANDIDATES),
-    )
-    return bundle.serving.score(request.to(bundle.device))
-
-
-def _is_finite(weights: Tensor) -> bool:
-    return bool(torch.isfinite(weights).all())

@@ -8,7 +8,6 @@ from pathlib import Path
 import orjson
 
 BEAT_S = 1.0
-GRACE_S = 30  # for requests that are being answered when a process stops
 _BEAT = b"."
 _REFUSAL = b"!"
 

@@ -8,7 +8,6 @@ import ssl
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from types import FrameType
 from typing import Any
 
 import torch
@@ -30,37 +29,16 @@ from service.follow import ModelFollower
 from service.health import Health
 from service.key_ring import KeyRing
 from service.metrics import Metrics
-from service.place import GRACE_S
 from service.prepare import Limits, ScoringJob
 from service.scorer import Score, Scorer
 from service.scoring import ScoringLimits
+from service.server import Server
 from service.settings import Settings
 from service.store import Store
 from service.tasks import await_or_end
 from service.tls import server_context
 from service.user_cache import UserCache
 from service.user_lookup import Fetched, UserLookup
-
-
-class Server(uvicorn.Server):
-    """Uvicorn, but for `drain_s` after the first signal it serves on and only /readyz says that it is leaving."""
-
-    def __init__(
-        self, config: uvicorn.Config, *, follower: ModelFollower, metrics: Metrics, health: Health, drain_s: float
-    ) -> None:
-        super().__init__(config)
-        self.follower = follower
-        self.metrics = metrics
-        self.health = health
-        self._drain_s = drain_s
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.health.draining or not self._drain_s or sig == signal.SIGINT:
-            super().handle_exit(sig, frame)
-            return
-        self.health.draining = True
-        loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(loop.call_later, self._drain_s, super().handle_exit, sig, frame)
 
 
 def run(main: Coroutine[Any, Any, None], torch_threads: int) -> None:
@@ -85,9 +63,9 @@ async def serve_alone(settings: Settings) -> None:
 
 async def serve_until_signal(server: Server, listeners: Sequence[socket.socket] | None = None) -> None:
     """Serve on `listeners`, bound already, or on the address in the server's configuration."""
-    # Uvicorn stops on SIGTERM and then raises it again for whoever handled it before: without this handler the
-    # process would be ended there, before the parts are closed. One that comes before uvicorn listens for it counts.
-    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+    # From here on, and not from when uvicorn takes the signals: one in between was lost, and a worker served on until
+    # it was killed. Uvicorn raises the signal again when it has stopped, and the parts are still to be closed then.
+    signal.signal(signal.SIGTERM, server.handle_exit)
     # What is loaded now stays: without this the garbage collector looks at all of it whenever a large body has made
     # many objects, and everybody waits (100,000 rows: 260 ms; 130 ms with it).
     gc.collect()
@@ -109,8 +87,6 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         store = _store(settings, metrics)
         stack.push_async_callback(store.close)
         placement = Placement(_device(settings), getattr(torch, settings.dtype), settings.max_logit_error)
-        # A signal that comes while the store is asked must end it, whatever redis-py awaits.
-        model = await await_or_end(choose(store, settings.bundles_dir, settings.model_id, placement))
         # One thread each, so that a forward never waits until thousands of ids of later requests are looked up, nor
         # a request of usual size until a large body is read.
         parse_executor = stack.enter_context(ThreadPoolExecutor(1, "parse"))
@@ -120,8 +96,11 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         backlog = Backlog(settings.max_waiting_candidates, settings.max_batch_candidates, metrics)
         scorer = Scorer(UserLookup(store, user_cache, metrics), store, backlog, compute_executor, metrics)
         follower = ModelFollower(
-            model,
+            # A signal that comes while the store is asked must end it, whatever redis-py awaits. Not in a variable:
+            # this frame lives as long as the process, and so would the first model.
+            await await_or_end(choose(store, settings.bundles_dir, settings.model_id, placement)),
             store=store,
+            compute_executor=compute_executor,
             bundles_dir=settings.bundles_dir,
             placement=placement,
             metrics=metrics,
@@ -184,7 +163,7 @@ def _uvicorn_config(settings: Settings, app: ASGIApp, tls: ssl.SSLContext | None
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nobody asks where a request came from
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=settings.grace_seconds,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
 

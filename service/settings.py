@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     timeout_ms: int = Field(1000, ge=1, description="default and ceiling of a request's timeout_ms; then 504")
     poll_seconds: float = Field(1.0, gt=0, description="how often to ask the store what is active")
     drain_seconds: float = Field(0.0, ge=0, description="time served on after SIGTERM, with /readyz at 503")
+    grace_seconds: int = Field(30, ge=0, description="time to finish what has begun when it stops; then it is dropped")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
 
     @property

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from model.identifiers import Id
 from service.active import ActiveModel
@@ -84,6 +85,11 @@ class UserCache:
                 self._slots = self._budget_bytes // shape.slot_bytes
                 self._admission = Admission(self._slots)
             self._show()
+
+    def residents(self, most: int) -> list[Id]:
+        """Some of those who are resident, the latest first."""
+        with self._lock:
+            return [user_id for _, _, user_id in islice(reversed(self._by_key), most)]
 
     def pin(self, model: ActiveModel, user_ids: Iterable[Id], *, stale: bool = False) -> dict[Id, Pinned]:
         """Those of the users who are resident. Each is to be released once.

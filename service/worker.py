@@ -16,8 +16,9 @@ import time
 import torch
 
 from service.errors import PublicationError, StartupError
-from service.place import BEAT_S, GRACE_S, Place
-from service.serve import Server, compose, run, serve_until_signal
+from service.place import BEAT_S, Place
+from service.serve import compose, run, serve_until_signal
+from service.server import Server
 from service.settings import Settings
 from service.shared_metrics import SharedRegistry
 from service.tasks import end_tasks
@@ -25,7 +26,7 @@ from service.tasks import end_tasks
 
 def run_worker(settings: Settings, place: Place) -> int:
     """Serve at `place` until a signal comes, or the parent ends. Returns the exit status."""
-    lifeline = _Lifeline(place.lifeline)
+    lifeline = _Lifeline(place.lifeline, settings.grace_seconds)
     lifeline.start()
     try:
         threads = forward_threads(settings.torch_threads, torch.get_num_threads(), place.workers)
@@ -56,16 +57,17 @@ class _Lifeline(threading.Thread):
     (Linux' death signal goes by the thread that started the process, not by the parent, and other systems have none.)
     """
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, grace_s: float) -> None:
         super().__init__(name="lifeline", daemon=True)
         self.cut = False
         self._file = file
+        self._grace_s = grace_s
 
     def run(self) -> None:
         os.read(self._file, 1)
         self.cut = True
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(GRACE_S + 10)
+        time.sleep(self._grace_s + 10)
         os._exit(1)
 
 

@@ -39,6 +39,11 @@ def test_compose_values_are_accepted() -> None:
     assert settings.key_prefix == compose()["services"]["builder"]["environment"]["LREA_KEY_PREFIX"]
 
 
+def test_compose_lets_the_service_finish() -> None:
+    patience = compose()["services"]["service"]["stop_grace_period"]
+    assert int(patience.removesuffix("s")) >= Settings().drain_seconds + Settings().grace_seconds + 10
+
+
 def test_compose_is_hardened_and_stays_on_this_host() -> None:
     for name, service in compose()["services"].items():
         assert service["read_only"] is True, name

@@ -57,6 +57,12 @@ class Cache:
     ) -> None:
         self.redis.close()
 
+    def in_folder(self, bundles_dir: Path) -> "Cache":
+        """The same cache, with its bundle to be found elsewhere."""
+        other = Cache(self.url, self.prefix, bundles_dir, self.bundle)
+        other.redis = self.redis
+        return other
+
     def key(self, user_id: Id, generation: str = GENERATION) -> str:
         return record_key(self.prefix, self.bundle.model_id, generation, user_id)
 

@@ -1,6 +1,7 @@
 """A trained bundle per kind of ids, once per session, and a published cache with a service in front, per test."""
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,6 +53,28 @@ def string_cache(store_url: str, key_prefix: str, string_bundles: Path) -> Itera
     """An empty cache of the model with string ids."""
     with Cache.of_bundles(store_url, key_prefix, string_bundles) as cache:
         yield cache
+
+
+@pytest.fixture(scope="session")
+def other_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of another shape."""
+    folder = tmp_path_factory.mktemp("other")
+    tiny_bundle(folder / "bundles", tiny_data(folder / "data"), rank=2)
+    return folder / "bundles"
+
+
+@pytest.fixture
+def caches(
+    store_url: str, key_prefix: str, int_bundles: Path, other_bundles: Path, tmp_path: Path
+) -> Iterator[tuple[Cache, Cache]]:
+    """Two models' caches under one prefix, their bundles in one folder."""
+    with (
+        Cache.of_bundles(store_url, key_prefix, int_bundles) as one,
+        Cache.of_bundles(store_url, key_prefix, other_bundles) as other,
+    ):
+        for cache in (one, other):
+            shutil.copytree(cache.bundles_dir / cache.bundle.model_id, tmp_path / cache.bundle.model_id)
+        yield one.in_folder(tmp_path), other.in_folder(tmp_path)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import httpx
 from prometheus_client import CollectorRegistry
 
 from service.event_loop import EventLoop
-from service.serve import Server, compose
+from service.serve import compose
+from service.server import Server
 from service.settings import Settings
 from tests.conftest import free_port
 
