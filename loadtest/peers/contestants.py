@@ -1,7 +1,6 @@
 """Who is measured: how each server is started, what its requests look like, and where its answers keep the scores."""
 
 import json
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 import orjson
 
 from loadtest.peers.work import Place
+from loadtest.processes import free_port
 
 SERVICE, SERVICE_CACHED = "service", "service, resident users"
 FRAMEWORKS = ("litserve", "bentoml", "mlserver")
@@ -133,14 +133,6 @@ def _write_mlserver(folder: Path, place: Place, port: int, batching: Mapping[str
     model["parameters"] = {"extra": asdict(place)}
     (folder / "settings.json").write_text(json.dumps(server))
     (folder / "model-settings.json").write_text(json.dumps(model))
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _module(name: str, python: str, *options: str) -> Command:

@@ -16,9 +16,9 @@ import orjson
 import uvloop
 
 from loadtest.closed_loop import Check, Load, LoadError, drive, http_request
-from loadtest.peers.contestants import ONE_THREAD, Contestant, free_port
-from loadtest.peers.processes import Server
+from loadtest.peers.contestants import ONE_THREAD, Contestant
 from loadtest.peers.work import Place
+from loadtest.processes import Server, free_port
 from loadtest.synthetic_cache import Shape
 
 READY_S = 90.0

