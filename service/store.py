@@ -80,7 +80,7 @@ class _Connections:
         try:
             await self._connect(connection)
             async with asyncio.timeout(self._timeout_s):
-                await connection.send_packed_command(connection.pack_command(*command))
+                await _send(connection, command)
                 reply = await connection.read_response()
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -103,6 +103,14 @@ class _Connections:
     async def close(self) -> None:
         while self._idle:
             await self._idle.pop().disconnect()
+
+
+async def _send(connection: Any, command: Sequence[str]) -> None:
+    """Raises what redis-py raises."""
+    try:
+        await connection.send_packed_command(connection.pack_command(*command))
+    except RuntimeError as error:  # uvloop's, where an idle connection was reset: `can_read` sees only an orderly end
+        raise redis_errors.ConnectionError(str(error)) from error
 
 
 class Store:

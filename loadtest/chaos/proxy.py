@@ -26,7 +26,7 @@ class Fault:
     """What happens to every connection until told otherwise."""
 
     delay_s: float = 0.0  # each chunk of a reply waits so long
-    reset_after: int | None = None  # of a chunk of a reply so many bytes arrive, never all of them, then RST
+    reset_after: int | None = None  # a chunk of a reply that is longer arrives up to here, followed by RST
     hold: bool = False  # nothing passes in either direction; what was held passes afterwards
 
 
@@ -161,9 +161,9 @@ class Proxy:
             if fault.delay_s:
                 self._count(delayed=1)
                 await asyncio.sleep(fault.delay_s)
-            if fault.reset_after is not None:
+            if fault.reset_after is not None and len(data) > fault.reset_after:
                 self._count(reset=1)
-                await _write(link.writer, data[: min(fault.reset_after, len(data) - 1)])
+                await _write(link.writer, data[: fault.reset_after])
                 link.reset()
                 return
             self._count(chunks=1)
