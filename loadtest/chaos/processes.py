@@ -33,14 +33,14 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         """Started; on the core of this process."""
-        self._port = free_port()
-        self._server = ValkeyServer(port=self._port, data_dir=folder, appendonly="yes", appendfsync="everysec")
+        self.port = free_port()
+        self._server = ValkeyServer(port=self.port, data_dir=folder, appendonly="yes", appendfsync="everysec")
         self._start()
 
     @property
     def url(self) -> str:
         """The same after a restart."""
-        return f"redis://{HOST}:{self._port}/0"
+        return f"redis://{HOST}:{self.port}/0"
 
     @property
     def process_id(self) -> int:

@@ -1,0 +1,240 @@
+"""A store that fails under steady load: what is answered meanwhile, and how soon all is well again.
+
+Two services, one after the other: one on the store itself, which is killed and paused, and one behind a proxy, which
+cuts, delays, resets and holds its connections. The next fault begins when answers are good again, and a random while.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from loadtest.chaos.asking import score_request
+from loadtest.chaos.open_loop import Answer, Judged, OpenLoad, Request
+from loadtest.chaos.processes import Store, running_service, running_store
+from loadtest.chaos.proxy import PASS, Counts, Fault, Proxy
+from loadtest.chaos.scenario import Result, Site, at_least, at_most, none_of, on_a_loop, right_answers
+from loadtest.chaos.truth import CACHED, EMPTY, Truth
+from loadtest.chaos.watch import QUIET, Watch, under_load
+from loadtest.closed_loop import HOST
+from loadtest.skewed import metric
+from loadtest.stages import percentile
+from loadtest.synthetic_cache import GENERATION, Shape, make_bundle, publish
+
+PREFIX = "chaos-store"
+RATE_PER_S = 150.0
+CANDIDATES, LISTS = 100, 3
+STRANGERS = 10  # users without a record: `empty`, whether the store fails or not
+QUIET_ANSWERS = 300  # before and after all faults
+WITHIN_A_RECORD = 16, 9000  # bytes of a reply; its first bytes alone would be as long as those of a handshake
+DISTANCE = 1e-2
+RECOVERY_LIMIT_S = 2.0
+PATIENCE_S = 10.0  # for a recovery
+DECLARED = (200, 503, 504)  # docs/service.md; a store that fails should bring none of the latter two
+REASONS = {"store_timeout", "store_unavailable", "store_circuit_open"}  # what these faults explain
+NEVER = ("lrea_record_errors_total", "lrea_user_cache_wrong_owners_total")  # a reply that was meant for another reader
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done. The defaults take about two minutes."""
+
+    users: int = 300
+    kills: int = 20
+    pauses: int = 20
+    cuts: int = 200
+    delays: int = 50
+    resets: int = 60
+    holds: int = 10
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of fault. begin: does it and lets it last. end: undoes it, and from here on recovery counts."""
+
+    name: str
+    times: int
+    begin: Callable[[random.Random], None]
+    end: Callable[[], None]
+    answers: int = 30  # good ones in a row that show that it is over
+
+
+def store_kinds(store: Store, size: Size) -> list[Kind]:
+    """What happens to the store's process. To recover from a kill includes the store's own start."""
+
+    def kill(rng: random.Random) -> None:
+        store.kill()
+        time.sleep(rng.uniform(0.1, 0.5))
+
+    def pause(rng: random.Random) -> None:
+        store.pause()
+        time.sleep(rng.uniform(0.3, 0.7))
+
+    return [
+        Kind("killed and restarted", size.kills, kill, store.restart),
+        Kind("paused", size.pauses, pause, store.resume),
+    ]
+
+
+def network_kinds(proxy: Proxy, size: Size) -> list[Kind]:
+    """What happens to the connections. The store's timeout is 50 ms: some delays are beyond it, some are not."""
+
+    def well() -> None:
+        proxy.set(PASS)
+
+    def slow_down(rng: random.Random) -> None:
+        proxy.set(Fault(delay_s=0.004))  # so that a reply is under way when the connections are cut, as a rule
+        time.sleep(rng.uniform(0.01, 0.03))
+
+    def cut() -> None:
+        proxy.cut()
+        well()
+
+    def lasting(draw: Callable[[random.Random], Fault], least_s: float, most_s: float) -> Callable[..., None]:
+        def begin(rng: random.Random) -> None:
+            proxy.set(draw(rng))
+            time.sleep(rng.uniform(least_s, most_s))
+
+        return begin
+
+    delay = lasting(lambda rng: Fault(delay_s=rng.uniform(0.01, 0.25)), 0.1, 0.4)
+    reset = lasting(lambda rng: Fault(reset_after=rng.randrange(*WITHIN_A_RECORD)), 0.05, 0.2)
+    hold = lasting(lambda _: Fault(hold=True), 0.3, 0.7)
+    return [
+        Kind("connections cut", size.cuts, slow_down, cut, answers=5),
+        Kind("replies delayed", size.delays, delay, well),
+        Kind("replies reset", size.resets, reset, well),
+        Kind("nothing passes", size.holds, hold, well),
+    ]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one of the two services went through."""
+
+    load: OpenLoad
+    recoveries_s: Mapping[str, Sequence[float]]  # by kind of fault, in the order in which they were done
+    metrics: str  # of the service, afterwards
+
+
+def run(site: Site, size: Size = Size()) -> Result:
+    """The whole scenario."""
+    shape = Shape(users=size.users)
+    truth = Truth(shape.user_ids, _lists(shape), strangers=range(size.users + 1, size.users + 1 + STRANGERS))
+    with running_store(site.folder / "store") as store, Proxy(store.port) as proxy:
+        bundle = make_bundle(site.folder / "bundles", shape)
+        publish(store.url, PREFIX, bundle, shape)
+        truth.add_stored(store.url, PREFIX, bundle, GENERATION)
+        requests = _requests(truth)
+        parts = [
+            _part(site, "store", store.url, requests, store_kinds(store, size)),
+            _part(site, "network", f"redis://{HOST}:{proxy.port}/0", requests, network_kinds(proxy, size)),
+        ]
+        return result_of(parts, proxy.counts(), size, truth.least_distance())
+
+
+def _part(site: Site, name: str, url: str, requests: Sequence[Request], kinds: Sequence[Kind]) -> Part:
+    """A service of its own, and every one of these faults under load."""
+    settings = {"STORE_URL": url, "KEY_PREFIX": PREFIX, "BUNDLES_DIR": site.folder / "bundles", "USER_CACHE_MB": 1}
+    with running_service(settings, site.server_core, site.folder / f"{name}.log") as service:
+        watch, recoveries_s = Watch(), {kind.name: list[float]() for kind in kinds}
+        load = on_a_loop(
+            under_load(service.port, requests, RATE_PER_S, watch, lambda: _script(kinds, watch, recoveries_s))
+        )
+        return Part(load, recoveries_s, service.metrics())
+
+
+def _script(kinds: Sequence[Kind], watch: Watch, recoveries_s: Mapping[str, list[float]]) -> None:
+    rng = random.Random(0)
+    watch.seconds_from(watch.mark(), _good, QUIET_ANSWERS, PATIENCE_S)
+    for kind in kinds:
+        watch.phase = kind.name
+        for _ in range(kind.times):
+            kind.begin(rng)
+            ended = watch.mark()
+            kind.end()
+            recoveries_s[kind.name].append(watch.seconds_from(ended, _good, kind.answers, PATIENCE_S))
+            time.sleep(rng.uniform(0, 0.03))  # not always in step with the load
+    watch.phase = QUIET
+    watch.seconds_from(watch.mark(), _good, QUIET_ANSWERS, PATIENCE_S)
+
+
+def _good(how: str) -> bool:
+    """Not degraded. A stranger is `empty` even then; of anybody else that would be a fault."""
+    return how in (CACHED, EMPTY)
+
+
+def result_of(parts: Sequence[Part], did: Counts, size: Size, distance: float) -> Result:
+    """Of both services together."""
+    load = OpenLoad([outcome for part in parts for outcome in part.load.outcomes])
+    recoveries_s = {name: seconds for part in parts for name, seconds in part.recoveries_s.items()}
+    kinds = {name: _figures(load.named(name), seconds) for name, seconds in recoveries_s.items()}
+    undeclared = [f"{outcome.status} {outcome.how}" for outcome in load.outcomes if outcome.status not in DECLARED]
+    done = (
+        f"Store killed and restarted {size.kills} times, paused {size.pauses} times; {did.cut} connections cut, "
+        f"{did.delayed} replies delayed, {did.reset} reset, {did.held} messages held, at {RATE_PER_S:.0f} requests/s"
+    )
+    return Result(
+        done,
+        criteria=(
+            none_of(
+                "requests that ended otherwise than by 200 or a declared 503 or 504", len(undeclared), *undeclared[:1]
+            ),
+            *right_answers(load),
+            at_least("least distance between two users' answers, on the logit", distance, DISTANCE),
+            *(
+                at_most(f"slowest recovery, {name}", max(seconds), RECOVERY_LIMIT_S, "s")
+                for name, seconds in recoveries_s.items()
+            ),
+            at_least("connections cut", did.cut, size.cuts),
+            at_least("replies delayed", did.delayed, size.delays),
+            at_least("replies reset", did.reset, size.resets),
+            *(none_of(name, int(sum(metric(part.metrics, name) for part in parts))) for name in NEVER),
+        ),
+        requests=load.counts(),
+        figures={
+            "lag_ms": load.lag_ms(99.9),
+            "quiet_p99_ms": load.named(QUIET).latency_ms(99),
+            "proxy": asdict(did),
+            "kinds": kinds,
+        },
+    )
+
+
+def _figures(load: OpenLoad, recoveries_s: Sequence[float]) -> dict[str, Any]:
+    """Of one kind of fault."""
+    recoveries_ms = [seconds * 1e3 for seconds in recoveries_s]
+    return {
+        "times": len(recoveries_ms),
+        "recovery_p50_ms": percentile(recoveries_ms, 50),
+        "recovery_p99_ms": percentile(recoveries_ms, 99),
+        "recovery_worst_ms": percentile(recoveries_ms, 100),
+        "p99_ms": load.latency_ms(99),
+        "requests": load.counts(),
+    }
+
+
+def _lists(shape: Shape) -> list[list[int]]:
+    """Different lists of candidates."""
+    rng = random.Random(1)
+    return [rng.sample(shape.item_ids, CANDIDATES) for _ in range(LISTS)]
+
+
+def _requests(truth: Truth) -> list[Request]:
+    """All questions, in disorder."""
+    requests = [_only_for_these_reasons(score_request(truth, question)) for question in truth.questions()]
+    random.Random(2).shuffle(requests)
+    return requests
+
+
+def _only_for_these_reasons(request: Request) -> Request:
+    """The same; it is a fault, too, if an answer is degraded by something that was not done."""
+
+    def judge(answer: Answer) -> Judged:
+        judged = request.judge(answer)
+        if answer.status == 200 and (others := set(judged.how.split()[1:]) - REASONS):
+            return judged._replace(fault=judged.fault or f"degraded by {', '.join(sorted(others))}")
+        return judged
+
+    return replace(request, judge=judge)
