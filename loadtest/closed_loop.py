@@ -45,10 +45,10 @@ class Load:
         return percentile([latency * 1e3 for latency in self.latencies_s], percent)
 
 
-def http_request(path: str, body: bytes) -> bytes:
-    """A POST of JSON, as bytes."""
+def http_request(path: str, body: bytes, more_headers: str = "") -> bytes:
+    """A POST of JSON, as bytes. more_headers: each with its line end before it."""
     head = f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    return head.encode() + _HEAD_END + body
+    return (head + more_headers).encode() + _HEAD_END + body
 
 
 def http_get(path: str) -> bytes:

@@ -11,7 +11,9 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
 from service import docs_page, openapi, problems
+from service.backlog import Backlog
 from service.batcher import Batcher
+from service.body_memory import BodyMemory
 from service.direct import Direct
 from service.follow import ModelFollower
 from service.health import Health
@@ -35,6 +37,8 @@ def create_app(
     follower: ModelFollower,
     store: Store,
     batcher: Batcher[ScoringJob, Fetched, Score],
+    backlog: Backlog,
+    body_memory: BodyMemory,
     parse_executor: Executor,
     encode_executor: Executor,
     metrics: Metrics,
@@ -66,7 +70,7 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,
     )
-    scoring = Scoring(follower, batcher, parse_executor, encode_executor, metrics, limits)
+    scoring = Scoring(follower, batcher, backlog, body_memory, parse_executor, encode_executor, metrics, limits)
     routes, protocol = ScoreRoutes(scoring), InferenceProtocol(scoring, follower, health, app.version)
     app.include_router(routes.router())
     app.include_router(protocol.router())

@@ -22,6 +22,10 @@ class Work(Protocol):
         """What counts towards a batch's limit: candidates."""
 
     @property
+    def deadline(self) -> float:
+        """When its answer is of no more use, by time.monotonic()."""
+
+    @property
     def group(self) -> object:
         """A batch holds works of one group (the same object): the model and generation that score them."""
 
@@ -60,6 +64,13 @@ class _Waiting(Generic[W, R]):
     answer: asyncio.Future[R]
     since: float = field(default_factory=time.perf_counter)
 
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for it any more. Whoever has waited too long is told, his timer may be late."""
+        if not self.answer.done() and time.monotonic() >= self.work.deadline:
+            self.answer.set_exception(TimeoutError())
+        return self.answer.done()
+
     def begin(self) -> None:
         """Tell the work how long it waited for the step that begins."""
         self.work.waited(time.perf_counter() - self.since)
@@ -85,7 +96,7 @@ class _Batch(Generic[W, R]):
         self.size += one.size
 
     def drop_those_who_left(self) -> None:
-        self.waiting = [one for one in self.waiting if not one.answer.done()]
+        self.waiting = [one for one in self.waiting if not one.gone]
         self.size = sum(one.size for one in self.waiting)
 
 
@@ -114,7 +125,10 @@ class Batcher(Generic[W, F, R]):
         self._unanswered: set[asyncio.Future[R]] = set()
 
     async def submit(self, work: W) -> R:
-        """The answer to `work`. Cancelling this drops the work if its computing has not begun, else its answer."""
+        """The answer to `work`. Cancelling this drops the work if its computing has not begun, else its answer.
+
+        Raises TimeoutError for one whose deadline comes before its computing begins.
+        """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(work, work.size, work.group, answer))
         self._filled.set()
@@ -179,7 +193,7 @@ class Batcher(Generic[W, F, R]):
     def _head(self) -> _Waiting[W, R] | None:
         """The first in the queue that somebody waits for."""
         while self._queue:
-            if not self._queue[0].answer.done():
+            if not self._queue[0].gone:
                 return self._queue[0]
             self._queue.popleft()
         self._filled.clear()

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from service.body_memory import HeldBody
 from service.errors import BodyTooLarge, FieldError, InvalidRequest, MalformedJson, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
@@ -37,14 +38,18 @@ class Size(NamedTuple):
     lists: int
 
 
-async def read_body(request: Request, max_bytes: int, media_types: frozenset[str] = JSON_ONLY) -> bytes:
-    """The whole body. Raises UnsupportedMediaType, or BodyTooLarge as soon as it is known to be too large.
+async def read_body(
+    request: Request, max_bytes: int, memory: HeldBody, media_types: frozenset[str] = JSON_ONLY
+) -> bytes:
+    """The whole body. Raises UnsupportedMediaType, or BodyTooLarge as soon as it is known to be too large, or
+    Overloaded as soon as there is no more memory for it.
 
     media_types: what the content-type may be; "" among them means that there may be none.
     """
     _check_headers(request, media_types, max_bytes)
     chunks, size = [], 0
     async for chunk in request.stream():
+        memory.add(len(chunk))
         chunks.append(chunk)
         size += len(chunk)
         if size > max_bytes:
@@ -90,6 +95,14 @@ def _check_size(found: Size, most: Size) -> None:
     for what, count, limit in zip(Size._fields, found, most, strict=True):
         if count > limit:
             raise InvalidRequest.at("", f"has {count} {what}, at most {limit} are taken: split the request")
+
+
+def declared_bytes(request: Request) -> int:
+    """Length of the body as its header says; 0 if that does not say it."""
+    for name, value in request.scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
 
 
 def _check_headers(request: Request, media_types: frozenset[str], max_bytes: int) -> None:

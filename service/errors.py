@@ -7,6 +7,8 @@ ServiceError                 a problem that is told to the client, with its stat
   UnsupportedMediaType 415
   ModelNotFound        404   the inference protocol was asked for another model or version than the active one
   UserNotFound         404   the store was asked and has no such record
+  Overloaded           429   more waits than can be scored in time
+  CallerLeft           499   told nobody: the caller has closed the connection
   StoreNotAnswering    503   the store could not be asked
   DeadlineExceeded     504
 StoreError                   the store could not answer: never told as an error, scores are degraded instead
@@ -81,6 +83,23 @@ class ModelNotFound(ServiceError):
 
 class UserNotFound(ServiceError):
     status, kind, title = 404, "user-not-found", "The cache has no such user"
+
+
+class Overloaded(ServiceError):
+    status, kind, title = 429, "overloaded", "The service has more to do than it can"
+
+    def __init__(self, detail: str, retry_after_s: int) -> None:
+        """retry_after_s: whole seconds, at least 1, as HTTP has them."""
+        super().__init__(detail)
+        self._retry_after_s = max(1, retry_after_s)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": str(self._retry_after_s)}
+
+
+class CallerLeft(ServiceError):
+    status, kind, title = 499, "caller-left", "The caller left"
 
 
 class StoreNotAnswering(ServiceError):

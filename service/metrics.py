@@ -62,6 +62,18 @@ class Metrics:
         self.unknown_candidates = Counter(
             "lrea_unknown_candidates_total", "Scored candidates that the model has never seen", registry=registry
         )
+        self.waiting_candidates = Gauge(
+            "lrea_waiting_candidates",
+            "Candidates that have come and are not answered, as of the last batch",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.expected_wait_seconds = Gauge(
+            "lrea_expected_wait_seconds",
+            "How long they take at the pace of the last batches",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.record_errors = Counter(
             "lrea_record_errors_total", "Records refused, never scored", ["reason"], registry=registry
         )

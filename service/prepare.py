@@ -76,6 +76,7 @@ class ScoringJob:
     context_codes: Tensor  # int64 [Fc], on the CPU
     recent: Recent
     user: User | None  # from the request's own history; None: look the record up
+    deadline: float  # by time.monotonic()
     stages: Stages = field(default_factory=Stages)
 
     @property
@@ -102,8 +103,11 @@ def check(request: Asked, model: ActiveModel, limits: Limits, at: str = "") -> C
     return CheckedRequest(request, model, at, Recent.of(request.recent_items), history)
 
 
-def prepare(checked: CheckedRequest) -> ScoringJob:
-    """Look up everything that the request names. Raises InvalidRequest for columns that the model lacks."""
+def prepare(checked: CheckedRequest, deadline: float) -> ScoringJob:
+    """Look up everything that the request names. Raises InvalidRequest for columns that the model lacks.
+
+    deadline: when the answer is of no more use, by time.monotonic().
+    """
     request, model = checked.request, checked.model
     bundle = model.bundle
     candidates = _encoded(
@@ -119,6 +123,7 @@ def prepare(checked: CheckedRequest) -> ScoringJob:
         context_codes=context,
         recent=checked.recent,
         user=None if checked.history is None else from_rows(model, checked.history, checked.recent),
+        deadline=deadline,
     )
 
 

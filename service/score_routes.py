@@ -12,15 +12,15 @@ from starlette.responses import Response
 
 from service.active import ActiveModel
 from service.body import parse
+from service.call import Call
 from service.direct import HotRoute
 from service.errors import InvalidRequest
 from service.openapi import json_body, problem_responses
 from service.prepare import Asked, CheckedRequest, check
 from service.schemas import BatchRequest, BatchResponse, ScoreRequest, ScoreResponse
 from service.scoring import Scored, Scoring, ScoringLimits, best
-from service.timing import Stages
 
-BAD_BODY = (400, 413, 415, 422, 500, 504)
+FAILURES = (400, 413, 415, 422, 429, 500, 504)
 
 
 class ScoreRoutes:
@@ -36,7 +36,7 @@ class ScoreRoutes:
             self.score,
             methods=["POST"],
             summary="Score one user's candidates",
-            responses={200: {"model": ScoreResponse}, **problem_responses(BAD_BODY)},
+            responses={200: {"model": ScoreResponse}, **problem_responses(FAILURES)},
             openapi_extra=json_body(ScoreRequest),
         )
         router.add_api_route(
@@ -44,7 +44,7 @@ class ScoreRoutes:
             self.score_batch,
             methods=["POST"],
             summary="Score several requests; one invalid request refuses them all",
-            responses={200: {"model": BatchResponse}, **problem_responses(BAD_BODY)},
+            responses={200: {"model": BatchResponse}, **problem_responses(FAILURES)},
             openapi_extra=json_body(BatchRequest),
         )
         return router
@@ -57,16 +57,16 @@ class ScoreRoutes:
         ]
 
     async def score(self, request: Request) -> Response:
-        stages = Stages()
-        checked = await self._scoring.read(request, _read_one, stages)
-        [scored] = await self._scoring.score([checked], stages)
-        return self._scoring.respond(partial(_json, _answer(scored)), stages)
+        call = Call(request)
+        checked = await self._scoring.read(call, _read_one)
+        [scored] = await self._scoring.score(call, [checked])
+        return self._scoring.respond(call, partial(_json, _answer(scored)))
 
     async def score_batch(self, request: Request) -> Response:
-        stages = Stages()
-        checked = await self._scoring.read(request, _read_batch, stages)
-        results = [_answer(scored) for scored in await self._scoring.score(checked, stages)]
-        return self._scoring.respond(partial(_json, {"results": results}), stages)
+        call = Call(request)
+        checked = await self._scoring.read(call, _read_batch)
+        results = [_answer(scored) for scored in await self._scoring.score(call, checked)]
+        return self._scoring.respond(call, partial(_json, {"results": results}))
 
 
 def _read_one(body: bytes, model: ActiveModel, limits: ScoringLimits) -> CheckedRequest:

@@ -15,6 +15,7 @@ import torch
 from model.identifiers import Id
 from model.ranker import ScoringInput
 from service.active import ActiveModel
+from service.backlog import Backlog
 from service.errors import StoreError
 from service.metrics import Metrics
 from service.prepare import ScoringJob
@@ -38,10 +39,13 @@ class Score:
 class Scorer:
     """Scores batches of one model each: the steps of a `Batcher`."""
 
-    def __init__(self, lookup: UserLookup, store: Store, executor: Executor, metrics: Metrics) -> None:
+    def __init__(
+        self, lookup: UserLookup, store: Store, backlog: Backlog, executor: Executor, metrics: Metrics
+    ) -> None:
         """executor: of one thread, which alone writes to resident users' memory."""
         self._lookup = lookup
         self._store = store
+        self._backlog = backlog
         self._executor = executor
         self._metrics = metrics
 
@@ -64,6 +68,7 @@ class Scorer:
         finally:
             self._lookup.let_go(fetched)
         self._metrics.batch_requests.observe(len(works))
+        self._backlog.scored(sum([job.size for job in works]))
         for job in works:
             job.stages.update(fetched.stages)
         return scores

@@ -8,19 +8,20 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from starlette.requests import Request
 from starlette.responses import Response
 
 from service.active import ActiveModel
+from service.backlog import Backlog
 from service.batcher import Batcher
-from service.body import INLINE_BYTES, JSON_ONLY, Size, read_body
-from service.errors import DeadlineExceeded
+from service.body import INLINE_BYTES, JSON_ONLY, Size, declared_bytes, read_body
+from service.body_memory import BodyMemory
+from service.call import Call
 from service.follow import ModelFollower
 from service.metrics import Metrics
 from service.prepare import Asked, CheckedRequest, Limits, ScoringJob, prepare
 from service.schemas import MAX_COLUMNS
 from service.scorer import Score
-from service.timing import Stages, slowest
+from service.timing import slowest
 from service.user_lookup import Fetched
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class ScoringLimits:
     request: Limits
     max_batch_requests: int
     max_body_bytes: int
-    timeout_ms: int
+    patience_s: float  # the longest that a caller may wait
 
     def largest_request(self, model: ActiveModel) -> Size:
         """The most that one request within the limits has: candidates with all features, rows as objects."""
@@ -65,6 +66,8 @@ class Scoring:
         self,
         follower: ModelFollower,
         batcher: Batcher[ScoringJob, Fetched, Score],
+        backlog: Backlog,
+        body_memory: BodyMemory,
         parse_executor: Executor,
         encode_executor: Executor,
         metrics: Metrics,
@@ -72,6 +75,8 @@ class Scoring:
     ) -> None:
         self._follower = follower
         self._batcher = batcher
+        self._backlog = backlog
+        self._body_memory = body_memory
         self._parse_executor = parse_executor
         self._encode_executor = encode_executor
         self._metrics = metrics
@@ -79,46 +84,54 @@ class Scoring:
 
     async def read(
         self,
-        request: Request,
+        call: Call,
         read: Callable[[bytes, ActiveModel, ScoringLimits], T],
-        stages: Stages,
         media_types: frozenset[str] = JSON_ONLY,
     ) -> T:
         """What `read` makes of the body; of a large one on a thread, so that it delays nobody else's answer."""
-        body = await read_body(request, self._limits.max_body_bytes, media_types)
-        model = self._follower.current
-        with stages.measure("parse"):
-            if len(body) <= INLINE_BYTES:
-                return read(body, model, self._limits)
-            with _Patience(self._limits.timeout_ms):
-                async with asyncio.timeout(self._limits.timeout_ms / 1e3):
+        self._backlog.check_size(declared_bytes(call.request), self._limits.patience_s)
+        with self._body_memory.of_one() as memory:
+            body = await read_body(call.request, self._limits.max_body_bytes, memory, media_types)
+            call.arrived(len(body))
+            model = self._follower.current
+            with call.stages.measure("parse"):
+                if len(body) <= INLINE_BYTES:
+                    return read(body, model, self._limits)
+                async with call.within(self._limits.patience_s):
                     return await _on(self._parse_executor, read, body, model, self._limits)
 
-    async def score(self, requests: Sequence[CheckedRequest], stages: Stages) -> list[Scored]:
-        """One answer per request, all or none; as patient as the most patient of the callers. Adds to `stages`."""
-        most = self._limits.timeout_ms
-        patience_ms = max([min(checked.request.timeout_ms or most, most) for checked in requests])
-        with _Patience(patience_ms):
-            async with asyncio.timeout(patience_ms / 1e3):
-                with stages.measure("encode"):
-                    jobs = await self._prepare(requests)
+    async def score(self, call: Call, requests: Sequence[CheckedRequest]) -> list[Scored]:
+        """One answer per request, all or none; as patient as the most patient of the callers."""
+        patience_s = max([self._patience_s(checked) for checked in requests])
+        candidates = sum([len(checked.request.candidates) for checked in requests])
+        self._backlog.enter(candidates, call.body_bytes, call.left_s(patience_s))
+        try:
+            async with call.within(patience_s):
+                with call.stages.measure("encode"):
+                    jobs = await self._prepare(requests, call.deadline(patience_s))
                 scores = await self._submit(jobs)
-        stages.update(slowest([job.stages for job in jobs]))
+        finally:
+            self._backlog.leave(candidates)
+        call.stages.update(slowest([job.stages for job in jobs]))
         for job, score in zip(jobs, scores, strict=True):
             self._count(job, score)
         asked = [checked.request for checked in requests]
         return [Scored(*answered) for answered in zip(asked, jobs, scores, strict=True)]
+
+    def _patience_s(self, checked: CheckedRequest) -> float:
+        asked_ms = checked.request.timeout_ms
+        return self._limits.patience_s if asked_ms is None else min(asked_ms / 1e3, self._limits.patience_s)
 
     async def _submit(self, jobs: Sequence[ScoringJob]) -> Sequence[Score]:
         if len(jobs) == 1:  # most are, and a gathering of one makes a task of its own
             return [await self._batcher.submit(jobs[0])]
         return await asyncio.gather(*[self._batcher.submit(job) for job in jobs])
 
-    async def _prepare(self, requests: Sequence[CheckedRequest]) -> list[ScoringJob]:
+    async def _prepare(self, requests: Sequence[CheckedRequest], deadline: float) -> list[ScoringJob]:
         """Look everything up; of more than a few ids on a thread, which costs more than they do."""
         if sum(map(_lookups, requests)) <= INLINE_LOOKUPS:
-            return _prepare_all(requests)
-        return await _on(self._encode_executor, _prepare_all, requests)
+            return _prepare_all(requests, deadline)
+        return await _on(self._encode_executor, _prepare_all, requests, deadline)
 
     def _count(self, job: ScoringJob, score: Score) -> None:
         self._metrics.count_user(score.origin)
@@ -127,8 +140,9 @@ class Scoring:
         for reason in score.degraded:
             self._metrics.degraded.labels(reason).inc()
 
-    def respond(self, write: Callable[[], Response], stages: Stages) -> Response:
+    def respond(self, call: Call, write: Callable[[], Response]) -> Response:
         """The response that `write` makes, with the time of each stage; the metrics get them too."""
+        stages = call.stages
         with stages.measure("serialize"):
             response = write()
         stages.observe(self._metrics)
@@ -158,23 +172,8 @@ def _lookups(checked: CheckedRequest) -> int:
     return columns * each * len(checked.request.candidates)
 
 
-def _prepare_all(requests: Sequence[CheckedRequest]) -> list[ScoringJob]:
-    return [prepare(request) for request in requests]
-
-
-class _Patience:
-    """Raises DeadlineExceeded where the block ends by a timeout."""
-
-    def __init__(self, timeout_ms: int) -> None:
-        self._timeout_ms = timeout_ms
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, TimeoutError):
-            found = f"no answer within {self._timeout_ms} ms"
-            raise DeadlineExceeded(f"{found}: send fewer candidates, or wait longer") from None
+def _prepare_all(requests: Sequence[CheckedRequest], deadline: float) -> list[ScoringJob]:
+    return [prepare(request, deadline) for request in requests]
 
 
 async def _on(executor: Executor, function: Callable[..., T], *arguments: object) -> T:

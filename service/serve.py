@@ -20,7 +20,9 @@ from model.allocator import keep_freed_memory
 from model.device import choose_device
 from service.active import Placement, choose
 from service.app import create_app
+from service.backlog import Backlog
 from service.batcher import Batcher
+from service.body_memory import BodyMemory
 from service.errors import StartupError
 from service.follow import ModelFollower
 from service.health import Health
@@ -108,7 +110,8 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         compute_executor = stack.enter_context(ThreadPoolExecutor(1, "compute"))
         metrics, health = Metrics(registry), Health()
         user_cache = UserCache(settings.user_cache_mb << 20, settings.user_cache_max_age_s, metrics)
-        scorer = Scorer(UserLookup(store, user_cache, metrics), store, compute_executor, metrics)
+        backlog = Backlog(settings.max_waiting_candidates, settings.max_batch_candidates, metrics)
+        scorer = Scorer(UserLookup(store, user_cache, metrics), store, backlog, compute_executor, metrics)
         follower = ModelFollower(
             model,
             store=store,
@@ -122,6 +125,8 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             follower=follower,
             store=store,
             batcher=_batcher(settings, scorer),
+            backlog=backlog,
+            body_memory=BodyMemory(settings.max_bodies_mb << 20),
             parse_executor=parse_executor,
             encode_executor=encode_executor,
             metrics=metrics,
@@ -168,5 +173,5 @@ def _limits(settings: Settings) -> ScoringLimits:
         request=Limits(settings.max_candidates, settings.max_history),
         max_batch_requests=settings.max_batch_requests,
         max_body_bytes=settings.max_body_bytes,
-        timeout_ms=settings.timeout_ms,
+        patience_s=settings.timeout_ms / 1e3,
     )

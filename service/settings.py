@@ -47,7 +47,13 @@ class Settings(BaseSettings):
     max_history: int = Field(100_000, ge=1, description="most rows in one request's history, and in its recent_items")
     max_batch_requests: int = Field(64, ge=1, description="most requests in one forward, and in one /v1/score/batch")
     max_batch_candidates: int = Field(16_384, ge=1, description="most candidates in one forward")
+    max_waiting_candidates: int = Field(
+        262_144, ge=1, description="most candidates that have come and are not answered; beyond it 429"
+    )
     max_body_bytes: int = Field(8_388_608, ge=1, description="largest request body; a larger one answers 413")
+    max_bodies_mb: int = Field(
+        256, ge=1, description="memory in MiB for bodies that are being received or wait to be read; beyond it 429"
+    )
     store_timeout_ms: int = Field(50, ge=1, description="longest wait for the store: to connect, and for an answer")
     user_cache_mb: int = Field(64, ge=0, description="memory for resident users in MiB, on the device; 0: none")
     user_cache_max_age_s: float = Field(300.0, gt=0, description="age at which a resident user's record is read again")

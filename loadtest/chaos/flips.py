@@ -13,14 +13,15 @@ from typing import Any
 
 import httpx
 import orjson
+import torch
 from redis import Redis
 
 from loadtest.chaos.asking import score_request
+from loadtest.chaos.meanwhile import Watch, under_load
 from loadtest.chaos.open_loop import Answer, Judged, OpenLoad, Request
-from loadtest.chaos.processes import Service, Store, running_service, running_store
+from loadtest.chaos.processes import Service, Store, become_the_generator, running_service, running_store
 from loadtest.chaos.scenario import Result, Site, at_least, at_most, none_of, on_a_loop, right_answers
 from loadtest.chaos.truth import TOLERANCE, Truth
-from loadtest.chaos.watch import Watch, under_load
 from loadtest.skewed import metric
 from loadtest.stages import percentile
 from loadtest.synthetic_cache import GENERATION, Shape, make_bundle, publish
@@ -39,7 +40,7 @@ REFUSED, REFUSED_REASON = "lrea_refused_publications_total", "publication_refuse
 
 
 @dataclass(frozen=True)
-class Size:
+class Plan:
     """How much is done. The defaults take about 40 s."""
 
     users: int = 150
@@ -56,9 +57,11 @@ class Flipped:
     mended_s: float = float("inf")  # until the mended one was served
 
 
-def run(site: Site, size: Size = Size()) -> Result:
-    """The whole scenario."""
-    shape = Shape(users=size.users)
+def flips(site: Site, plan: Plan = Plan()) -> Result:
+    """Flip what is published, under load."""
+    become_the_generator(site.load_core)  # and so does the store
+    torch.set_num_threads(1)
+    shape = Shape(users=plan.users)
     rng = random.Random(1)
     truth = Truth(shape.user_ids, [rng.sample(shape.item_ids, CANDIDATES) for _ in range(LISTS)])
     with running_store(site.folder / "store") as store:
@@ -78,10 +81,10 @@ def run(site: Site, size: Size = Size()) -> Result:
             meddler = Meddler(service, store, site.folder / "bundles", bundles)
             load = on_a_loop(
                 under_load(
-                    service.port, _requests(truth), RATE_PER_S, meddler.watch, lambda: meddler.meddle(size.flips)
+                    service.port, _requests(truth), RATE_PER_S, meddler.watch, lambda: meddler.meddle(plan.flips)
                 )
             )
-    return result_of(load, meddler.found, truth.least_distance())
+    return _result(load, meddler.found, truth.least_distance())
 
 
 class Meddler:
@@ -140,7 +143,7 @@ class Meddler:
         return REFUSED_REASON in degraded
 
 
-def result_of(load: OpenLoad, found: Flipped, distance: float) -> Result:
+def _result(load: OpenLoad, found: Flipped, distance: float) -> Result:
     """What was wanted of the flips, and what was found."""
     failed = [f"{outcome.status} {outcome.how}" for outcome in load.outcomes if outcome.status != 200]
     switch_ms = [seconds * 1e3 for seconds in found.switch_s]

@@ -21,6 +21,7 @@ from loadtest.stages import percentile
 
 LAG_LIMIT_MS = 10.0
 IDLE_S = 2.0  # a connection that was idle for longer isn't used again: uvicorn closes it after 5 s, perhaps just now
+TICK_S = 0.001  # of uvloop's timers
 _HEAD_END = b"\r\n\r\n"
 
 # How a request without an answer ended: the `how` of an outcome with status 0.
@@ -266,7 +267,7 @@ class _Connection(asyncio.Protocol):
         self._buffer = b""
         self._wanted = 0  # bytes of the answer; 0: its head is not there yet
         self._asked: _Asked | None = None
-        self._leaving: asyncio.TimerHandle | None = None
+        self._leaving: asyncio.Handle | None = None
         self._transport: asyncio.Transport | None = None
         self.free_since = 0.0
 
@@ -288,7 +289,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(asked.arrival.request.data)
         abandon_s, patience_s = asked.arrival.abandon_s, self._load.patience_s
         if abandon_s is not None and abandon_s < patience_s:
-            self._leaving = self._load.loop.call_later(abandon_s, self._leave, ABANDONED)
+            self._leave_at(time.perf_counter() + abandon_s)
         else:
             self._leaving = self._load.loop.call_later(patience_s, self._leave, TIMED_OUT)
 
@@ -323,6 +324,16 @@ class _Connection(asyncio.Protocol):
             return
         self.free_since = now
         self._load.freed(self)
+
+    def _leave_at(self, moment: float) -> None:
+        """To better than the whole milliseconds of uvloop's timers: a median latency has few of them."""
+        left_s = moment - time.perf_counter()
+        if left_s <= 0:
+            self._leave(ABANDONED)
+        elif left_s < TICK_S:
+            self._leaving = self._load.loop.call_soon(self._leave_at, moment)
+        else:
+            self._leaving = self._load.loop.call_later(left_s - TICK_S, self._leave_at, moment)
 
     def _leave(self, how: str) -> None:
         self._end(0, Judged(how))

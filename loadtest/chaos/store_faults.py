@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from loadtest.chaos.asking import score_request
+from loadtest.chaos.meanwhile import QUIET, Watch, under_load
 from loadtest.chaos.open_loop import Answer, Judged, OpenLoad, Request
-from loadtest.chaos.processes import Store, running_service, running_store
+from loadtest.chaos.processes import Store, become_the_generator, running_service, running_store
 from loadtest.chaos.proxy import PASS, Counts, Fault, Proxy
 from loadtest.chaos.scenario import Result, Site, at_least, at_most, none_of, on_a_loop, right_answers
 from loadtest.chaos.truth import CACHED, EMPTY, Truth
-from loadtest.chaos.watch import QUIET, Watch, under_load
 from loadtest.closed_loop import HOST
 from loadtest.skewed import metric
 from loadtest.stages import percentile
@@ -37,7 +39,7 @@ NEVER = ("lrea_record_errors_total", "lrea_user_cache_wrong_owners_total")  # a 
 
 
 @dataclass(frozen=True)
-class Size:
+class Plan:
     """How much is done. The defaults take about two minutes."""
 
     users: int = 300
@@ -60,7 +62,7 @@ class Kind:
     answers: int = 30  # good ones in a row that show that it is over
 
 
-def store_kinds(store: Store, size: Size) -> list[Kind]:
+def store_kinds(store: Store, plan: Plan) -> list[Kind]:
     """What happens to the store's process. To recover from a kill includes the store's own start."""
 
     def kill(rng: random.Random) -> None:
@@ -72,12 +74,12 @@ def store_kinds(store: Store, size: Size) -> list[Kind]:
         time.sleep(rng.uniform(0.3, 0.7))
 
     return [
-        Kind("killed and restarted", size.kills, kill, store.restart),
-        Kind("paused", size.pauses, pause, store.resume),
+        Kind("killed and restarted", plan.kills, kill, store.restart),
+        Kind("paused", plan.pauses, pause, store.resume),
     ]
 
 
-def network_kinds(proxy: Proxy, size: Size) -> list[Kind]:
+def network_kinds(proxy: Proxy, plan: Plan) -> list[Kind]:
     """What happens to the connections. The store's timeout is 50 ms: some delays are beyond it, some are not."""
 
     def well() -> None:
@@ -102,10 +104,10 @@ def network_kinds(proxy: Proxy, size: Size) -> list[Kind]:
     reset = lasting(lambda rng: Fault(reset_after=rng.randrange(*WITHIN_A_RECORD)), 0.05, 0.2)
     hold = lasting(lambda _: Fault(hold=True), 0.3, 0.7)
     return [
-        Kind("connections cut", size.cuts, slow_down, cut, answers=5),
-        Kind("replies delayed", size.delays, delay, well),
-        Kind("replies reset", size.resets, reset, well),
-        Kind("nothing passes", size.holds, hold, well),
+        Kind("connections cut", plan.cuts, slow_down, cut, answers=5),
+        Kind("replies delayed", plan.delays, delay, well),
+        Kind("replies reset", plan.resets, reset, well),
+        Kind("nothing passes", plan.holds, hold, well),
     ]
 
 
@@ -118,20 +120,22 @@ class Part:
     metrics: str  # of the service, afterwards
 
 
-def run(site: Site, size: Size = Size()) -> Result:
-    """The whole scenario."""
-    shape = Shape(users=size.users)
-    truth = Truth(shape.user_ids, _lists(shape), strangers=range(size.users + 1, size.users + 1 + STRANGERS))
+def store_faults(site: Site, plan: Plan = Plan()) -> Result:
+    """Kill and pause the store, then ill-treat the connections to it."""
+    become_the_generator(site.load_core)  # and so do the store and the proxy
+    torch.set_num_threads(1)
+    shape = Shape(users=plan.users)
+    truth = Truth(shape.user_ids, _lists(shape), strangers=range(plan.users + 1, plan.users + 1 + STRANGERS))
     with running_store(site.folder / "store") as store, Proxy(store.port) as proxy:
         bundle = make_bundle(site.folder / "bundles", shape)
         publish(store.url, PREFIX, bundle, shape)
         truth.add_stored(store.url, PREFIX, bundle, GENERATION)
         requests = _requests(truth)
         parts = [
-            _part(site, "store", store.url, requests, store_kinds(store, size)),
-            _part(site, "network", f"redis://{HOST}:{proxy.port}/0", requests, network_kinds(proxy, size)),
+            _part(site, "store", store.url, requests, store_kinds(store, plan)),
+            _part(site, "network", f"redis://{HOST}:{proxy.port}/0", requests, network_kinds(proxy, plan)),
         ]
-        return result_of(parts, proxy.counts(), size, truth.least_distance())
+        return _result(parts, proxy.counts(), plan, truth.least_distance())
 
 
 def _part(site: Site, name: str, url: str, requests: Sequence[Request], kinds: Sequence[Kind]) -> Part:
@@ -165,14 +169,14 @@ def _good(how: str) -> bool:
     return how in (CACHED, EMPTY)
 
 
-def result_of(parts: Sequence[Part], did: Counts, size: Size, distance: float) -> Result:
+def _result(parts: Sequence[Part], did: Counts, plan: Plan, distance: float) -> Result:
     """Of both services together."""
     load = OpenLoad([outcome for part in parts for outcome in part.load.outcomes])
     recoveries_s = {name: seconds for part in parts for name, seconds in part.recoveries_s.items()}
     kinds = {name: _figures(load.named(name), seconds) for name, seconds in recoveries_s.items()}
     undeclared = [f"{outcome.status} {outcome.how}" for outcome in load.outcomes if outcome.status not in DECLARED]
     done = (
-        f"Store killed and restarted {size.kills} times, paused {size.pauses} times; {did.cut} connections cut, "
+        f"Store killed and restarted {plan.kills} times, paused {plan.pauses} times; {did.cut} connections cut, "
         f"{did.delayed} replies delayed, {did.reset} reset, {did.held} messages held, at {RATE_PER_S:.0f} requests/s"
     )
     return Result(
@@ -187,9 +191,9 @@ def result_of(parts: Sequence[Part], did: Counts, size: Size, distance: float) -
                 at_most(f"slowest recovery, {name}", max(seconds), RECOVERY_LIMIT_S, "s")
                 for name, seconds in recoveries_s.items()
             ),
-            at_least("connections cut", did.cut, size.cuts),
-            at_least("replies delayed", did.delayed, size.delays),
-            at_least("replies reset", did.reset, size.resets),
+            at_least("connections cut", did.cut, plan.cuts),
+            at_least("replies delayed", did.delayed, plan.delays),
+            at_least("replies reset", did.reset, plan.resets),
             *(none_of(name, int(sum(metric(part.metrics, name) for part in parts))) for name in NEVER),
         ),
         requests=load.counts(),

@@ -1,105 +1,91 @@
-"""A steady load that goes on while something is done to the service: from when on are its answers good again?"""
+"""A service's memory and open descriptors over time, and whether they grow."""
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import count, cycle
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from loadtest.chaos.open_loop import Answer, Arrival, Judged, OpenLoad, Request, fire
+import numpy as np
 
-BEGINNING, QUIET = (
-    "beginning",
-    "quiet",
-)  # phases: the first requests are late (connections, a collection), and not counted
+from loadtest.chaos.processes import Service
 
-
-class Seen(NamedTuple):
-    """One answer. at: when it was there, by `time.perf_counter`. how: as its judge says."""
-
-    at: float
-    how: str
+_NORMAL_95 = 1.96
 
 
-class Mark(NamedTuple):
-    """A moment of a load: the time, and the number of answers until then."""
+class Sample(NamedTuple):
+    """One look at a process."""
 
-    at: float
-    place: int
+    at_s: float  # from the beginning of the watch
+    resident_mb: float
+    descriptors: int
 
 
-class Watch:
-    """What the answers of one load say while it goes on. Written by the load's thread, read by another.
+@dataclass
+class Watched:
+    """What was seen."""
 
-    phase: what is being done now, the name of the requests that are sent meanwhile; the other thread sets it.
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def resident_mb(self) -> list[float]:
+        return [sample.resident_mb for sample in self.samples]
+
+
+class Slope(NamedTuple):
+    """A straight line's rise per hour, and the half of its 95 % confidence interval."""
+
+    per_hour: float
+    plus_minus: float
+
+    def __str__(self) -> str:
+        return f"{self.per_hour:+.3g} ± {self.plus_minus:.2g}"
+
+
+@asynccontextmanager
+async def watching(service: Service, every_s: float) -> AsyncIterator[Watched]:
+    """Look at it at once, as often as said, and once more at the end."""
+    watched, started = Watched(), time.perf_counter()
+
+    def look() -> None:
+        watched.samples.append(Sample(time.perf_counter() - started, service.resident_mb(), service.descriptors()))
+
+    async def look_on() -> None:
+        while True:
+            look()
+            await asyncio.sleep(every_s)
+
+    task = asyncio.create_task(look_on())
+    try:
+        yield watched
+        look()
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def slope(at_s: Sequence[float], values: Sequence[float]) -> Slope:
+    """Rise by least squares, from at least three values.
+
+    Neighbouring values depend on each other (memory stays where it is), so the interval is widened as if there were
+    fewer of them, by the residuals' correlation with their neighbours.
     """
-
-    def __init__(self) -> None:
-        self.phase = BEGINNING
-        self.seen: list[Seen] = []
-        self._more = threading.Condition()
-
-    def watched(self, request: Request) -> Request:
-        """The same request, with its answers seen here."""
-
-        def judge(answer: Answer) -> Judged:
-            judged = request.judge(answer)
-            with self._more:
-                self.seen.append(Seen(time.perf_counter(), judged.how))
-                self._more.notify_all()
-            return judged
-
-        return replace(request, judge=judge)
-
-    def mark(self) -> Mark:
-        """Now."""
-        return Mark(time.perf_counter(), len(self.seen))
-
-    def seconds_from(self, mark: Mark, good: Callable[[str], bool], answers: int, patience_s: float) -> float:
-        """From a moment to the first of so many good answers in a row; waits for all of them, at most `patience_s`.
-
-        good: of an answer's `how`. Infinity if they do not come in time.
-        """
-        row: list[float] = []
-        for seen in self._after(mark, patience_s):
-            row = [*row, seen.at] if good(seen.how) else []
-            if len(row) == answers:
-                return row[0] - mark.at
-        return float("inf")
-
-    def _after(self, mark: Mark, patience_s: float) -> Iterator[Seen]:
-        """Answers since then as they come, for so long."""
-        place, deadline = mark.place, time.perf_counter() + patience_s
-        while (left_s := deadline - time.perf_counter()) > 0:
-            with self._more:
-                if len(self.seen) == place:
-                    self._more.wait(left_s)
-                new = self.seen[place:]
-            place += len(new)
-            yield from new
+    hours = np.asarray(at_s, np.float64) / 3600
+    found = np.asarray(values, np.float64)
+    centred = hours - hours.mean()
+    spread = float(centred @ centred)
+    rise = float(centred @ found) / spread
+    residuals = found - found.mean() - rise * centred
+    error = np.sqrt(float(residuals @ residuals) / max(1, len(found) - 2) / spread)
+    return Slope(rise, float(_NORMAL_95 * error * np.sqrt(_widening(residuals))))
 
 
-async def under_load(
-    port: int, requests: Sequence[Request], rate_per_s: float, watch: Watch, script: Callable[[], None]
-) -> OpenLoad:
-    """Send these requests in turn for as long as `script` takes, on a thread of its own."""
-    over = threading.Event()
-
-    async def act() -> None:
-        try:
-            await asyncio.to_thread(script)
-        finally:
-            over.set()
-
-    due = _until(over, watch, [watch.watched(request) for request in requests], rate_per_s)
-    load, _ = await asyncio.gather(fire(port, due), act())
-    return load
-
-
-def _until(over: threading.Event, watch: Watch, requests: Sequence[Request], rate_per_s: float) -> Iterator[Arrival]:
-    for number, request in zip(count(), cycle(requests), strict=False):
-        if over.is_set():
-            return
-        yield Arrival(number / rate_per_s, replace(request, name=watch.phase))
+def _widening(residuals: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    """(1 + ρ) / (1 - ρ) of the correlation ρ of neighbours, at least 1."""
+    power = float(residuals @ residuals)
+    if power < 1e-12:
+        return 1.0
+    correlation = min(0.99, max(0.0, float(residuals[1:] @ residuals[:-1]) / power))
+    return (1 + correlation) / (1 - correlation)

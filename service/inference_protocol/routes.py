@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from service.active import ActiveModel
 from service.body import Size
+from service.call import Call
 from service.direct import HotRoute
 from service.follow import ModelFollower
 from service.health import Health
@@ -32,7 +33,6 @@ from service.inference_protocol.tensors import check_outputs, outputs_of, read_t
 from service.prepare import CheckedRequest, check
 from service.readiness import readiness
 from service.scoring import Scored, Scoring, ScoringLimits
-from service.timing import Stages
 
 # tritonclient sends no content-type, whatever the body is: the header with the JSON's length says that.
 MEDIA_TYPES = frozenset({"", "application/json", wire.BINARY})
@@ -118,7 +118,7 @@ class InferenceProtocol:
             summary="Score one user's candidates",
             responses={
                 200: {"model": InferResponse, "content": RAW},
-                **error_responses((400, 404, 413, 415, 500, 504)),
+                **error_responses((400, 404, 413, 415, 429, 500, 504)),
             },
             openapi_extra=infer(path + "/infer"),
         )
@@ -151,11 +151,11 @@ class InferenceProtocol:
 
     async def infer(self, request: Request) -> Response:
         served.check_name(request.path_params["model_name"])
-        stages = Stages()
+        call = Call(request)
         read = partial(_read, request.path_params.get("model_version"), request.headers.get(wire.HEADER_LENGTH))
-        inference = await self._scoring.read(request, read, stages, MEDIA_TYPES)
-        [scored] = await self._scoring.score([inference.checked], stages)
-        return self._scoring.respond(partial(_respond, inference.request, scored), stages)
+        inference = await self._scoring.read(call, read, MEDIA_TYPES)
+        [scored] = await self._scoring.score(call, [inference.checked])
+        return self._scoring.respond(call, partial(_respond, inference.request, scored))
 
     @property
     def _is_ready(self) -> bool:

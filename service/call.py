@@ -1,0 +1,88 @@
+"""One call of a scoring route: where its time goes, until when its answer is of use, and whether anybody waits for it.
+
+The time that a caller gives counts from when his body is whole: how fast he sends is his own affair.
+"""
+
+import asyncio
+import time
+from types import TracebackType
+
+from starlette.requests import Request
+
+from service.errors import CallerLeft, DeadlineExceeded
+from service.timing import Stages
+
+# Most answers are out before. Asking at once whether the caller is still there is a task for each request (30 µs).
+WATCH_AFTER_S = 0.05
+
+
+class Call:
+    """Made when a route is called."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.stages = Stages()
+        self.body_bytes = 0
+        self._arrived = time.monotonic()
+
+    def arrived(self, body_bytes: int) -> None:
+        """Its body is whole."""
+        self.body_bytes = body_bytes
+        self._arrived = time.monotonic()
+
+    def deadline(self, patience_s: float) -> float:
+        """When its answer is too late for a caller who waits so long, by time.monotonic()."""
+        return self._arrived + patience_s
+
+    def left_s(self, patience_s: float) -> float:
+        """How much of so long a wait is left."""
+        return self.deadline(patience_s) - time.monotonic()
+
+    def within(self, patience_s: float) -> "_Within":
+        """Awaits in the block end when the caller waits no longer: then DeadlineExceeded or CallerLeft is raised."""
+        return _Within(self, patience_s)
+
+
+class _Within:
+    """asyncio.timeout, which also ends when the caller has left, and lets nothing out that is late."""
+
+    def __init__(self, call: Call, patience_s: float) -> None:
+        self._receive = call.request.receive
+        self._patience_s = patience_s
+        self._deadline = call.deadline(patience_s)
+        self._timeout = asyncio.timeout(call.left_s(patience_s))
+        self._watch: asyncio.Task[None] | None = None
+        self._left = False
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._begin_to_watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start_watching)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._begin_to_watch.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise self._what_ended_it() from None
+        late = error is None and time.monotonic() >= self._deadline
+        if late or isinstance(error, TimeoutError):
+            raise self._what_ended_it() from None
+
+    def _what_ended_it(self) -> CallerLeft | DeadlineExceeded:
+        if self._left:
+            return CallerLeft("the caller left before the answer was ready")
+        found = f"no answer within {self._patience_s * 1e3:.0f} ms"
+        return DeadlineExceeded(f"{found}: send fewer candidates, or wait longer")
+
+    def _start_watching(self) -> None:
+        self._watch = asyncio.get_running_loop().create_task(self._end_when_he_leaves(), name="watch-caller")
+
+    async def _end_when_he_leaves(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._timeout.reschedule(0)
