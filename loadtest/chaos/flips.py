@@ -4,14 +4,12 @@ Every answer is held against the model that it names. The broken bundle is mende
 """
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import orjson
 import torch
 from redis import Redis
@@ -19,7 +17,7 @@ from redis import Redis
 from loadtest.chaos.asking import score_request
 from loadtest.chaos.meanwhile import Watch, under_load
 from loadtest.chaos.open_loop import Answer, Judged, OpenLoad, Request
-from loadtest.chaos.processes import Service, Store, become_the_generator, running_service, running_store
+from loadtest.chaos.processes import Service, Store, become_the_generator, running_service, running_store, wait_until
 from loadtest.chaos.scenario import Result, Site, at_least, at_most, none_of, on_a_loop, right_answers
 from loadtest.chaos.truth import TOLERANCE, Truth
 from loadtest.skewed import metric
@@ -29,11 +27,10 @@ from model.bundle import Bundle
 from model.cache_format import ActivePointer, Published, active_key
 
 PREFIX = "chaos-flips"
-RATE_PER_S = 150.0
-CANDIDATES, LISTS = 100, 3
+LISTS = 3
 POLL_S = 0.1
-SETTLED, CALM = 50, 75  # answers in a row by which a flip is over, and until the next one
-PATIENCE_S = 20.0
+SETTLED_S, CALM_S = 0.3, 0.5  # of answers in a row by which a flip is over, and until the next one
+PATIENCE_S, LIMIT_S = 20.0, 5.0
 DISTANCE = 1e-2  # between the models' answers on some candidate, at least
 AROUND, BETWEEN, BROKEN = "around a flip", "between flips", "a broken bundle is published"
 REFUSED, REFUSED_REASON = "lrea_refused_publications_total", "publication_refused"
@@ -44,7 +41,9 @@ class Plan:
     """How much is done. The defaults take about 40 s."""
 
     users: int = 150
-    flips: int = 20
+    candidates: int = 100
+    rate_per_s: float = 150.0
+    flips: int = 20  # an even number
 
 
 @dataclass
@@ -63,7 +62,7 @@ def flips(site: Site, plan: Plan = Plan()) -> Result:
     torch.set_num_threads(1)
     shape = Shape(users=plan.users)
     rng = random.Random(1)
-    truth = Truth(shape.user_ids, [rng.sample(shape.item_ids, CANDIDATES) for _ in range(LISTS)])
+    truth = Truth(shape.user_ids, [rng.sample(shape.item_ids, plan.candidates) for _ in range(LISTS)])
     with running_store(site.folder / "store") as store:
         bundles = [make_bundle(site.folder / "bundles", shape, seed) for seed in range(3)]
         for bundle in reversed(bundles):  # the first one is active then
@@ -78,32 +77,31 @@ def flips(site: Site, plan: Plan = Plan()) -> Result:
         }
         log = site.folder / "service.log"
         with running_service(settings, site.server_core, log) as service:
-            meddler = Meddler(service, store, site.folder / "bundles", bundles)
-            load = on_a_loop(
-                under_load(
-                    service.port, _requests(truth), RATE_PER_S, meddler.watch, lambda: meddler.meddle(plan.flips)
-                )
-            )
-    return _result(load, meddler.found, truth.least_distance())
+            meddler = Meddler(plan, service, store, site.folder / "bundles", bundles)
+            load = on_a_loop(under_load(service.port, _requests(truth), plan.rate_per_s, meddler.watch, meddler.meddle))
+    return result_of(plan, load, meddler.found, truth.least_distance())
 
 
 class Meddler:
     """Flips what is published, and watches until the answers follow."""
 
-    def __init__(self, service: Service, store: Store, bundles_dir: Path, bundles: Sequence[Bundle]) -> None:
+    def __init__(
+        self, plan: Plan, service: Service, store: Store, bundles_dir: Path, bundles: Sequence[Bundle]
+    ) -> None:
         """bundles: the one that is active, the one to flip to and from, and the one to be broken."""
         self.watch = Watch()
         self.found = Flipped()
+        self._plan = plan
         self._service = service
         self._store = store
         self._bundles_dir = bundles_dir
         self._model_ids = [bundle.model_id for bundle in bundles]
 
-    def meddle(self, flips: int) -> None:
-        """So many flips, an even number, and the broken bundle."""
+    def meddle(self) -> None:
+        """All flips, and the broken bundle."""
         one, other, broken = self._model_ids
         self._calm(one)
-        for number in range(flips):
+        for number in range(self._plan.flips):
             self.watch.phase = AROUND
             model_id = one if number % 2 else other
             self.found.switch_s.append(self._flip(model_id))
@@ -112,11 +110,11 @@ class Meddler:
         self.watch.phase = BROKEN
         with one_bit_wrong(self._bundles_dir / broken / "weights.safetensors"):
             self._publish(broken)
-            _wait_until(self._is_refused)
+            wait_until(self._is_refused, PATIENCE_S)
             self._calm(one)
             self.found.refused = metric(self._service.metrics(), REFUSED)
         self._publish(one)
-        _wait_until(lambda: not self._is_refused())
+        wait_until(lambda: not self._is_refused(), PATIENCE_S)
         self.found.mended_s = self._flip(broken)
         self._calm(broken)
 
@@ -124,13 +122,16 @@ class Meddler:
         """Seconds from the pointer's flip until nothing but this model answers."""
         mark = self.watch.mark()
         self._publish(model_id)
-        return self.watch.seconds_from(mark, _by(model_id), SETTLED, PATIENCE_S)
+        return self.watch.seconds_from(mark, _by(model_id), self._answers(SETTLED_S), PATIENCE_S)
 
     def _calm(self, model_id: str) -> None:
         """Let some answers come, which are all to be this model's."""
         mark = self.watch.mark()
-        self.watch.seconds_from(mark, lambda _: True, CALM, PATIENCE_S)
+        self.watch.seconds_from(mark, lambda _: True, self._answers(CALM_S), PATIENCE_S)
         self.found.strays += sum(not _by(model_id)(seen.how) for seen in self.watch.seen[mark.place :])
+
+    def _answers(self, seconds: float) -> int:
+        return max(2, round(seconds * self._plan.rate_per_s))
 
     def _publish(self, model_id: str) -> None:
         """What the builder does last: flip the pointer."""
@@ -139,25 +140,24 @@ class Meddler:
             client.set(active_key(PREFIX), pointer.to_json())
 
     def _is_refused(self) -> bool:
-        degraded: list[str] = httpx.get(f"{self._service.url}/readyz").json()["degraded"]
-        return REFUSED_REASON in degraded
+        return REFUSED_REASON in self._service.degraded()
 
 
-def _result(load: OpenLoad, found: Flipped, distance: float) -> Result:
+def result_of(plan: Plan, load: OpenLoad, found: Flipped, distance: float) -> Result:
     """What was wanted of the flips, and what was found."""
     failed = [f"{outcome.status} {outcome.how}" for outcome in load.outcomes if outcome.status != 200]
     switch_ms = [seconds * 1e3 for seconds in found.switch_s]
     return Result(
-        f"{len(found.switch_s)} flips of the active pair between two models at {RATE_PER_S:.0f} requests/s, "
+        f"{len(found.switch_s)} flips of the active pair between two models at {plan.rate_per_s:.0f} requests/s, "
         "then one to a bundle with one bit wrong, which is mended and published again",
         criteria=(
             none_of("failed requests", len(failed), *failed[:1]),
             *right_answers(load),
             at_least("least distance between two right answers, on the logit", distance, DISTANCE + TOLERANCE),
             none_of("answers of the old model after the new one's", found.strays),
-            at_most("slowest flip until only the new model answers", max(found.switch_s), PATIENCE_S, "s"),
+            at_most("slowest flip until only the new model answers", max(found.switch_s), LIMIT_S, "s"),
             at_least("broken publications refused", found.refused, 1),
-            at_most("the mended one is served after", found.mended_s, PATIENCE_S, "s"),
+            at_most("the mended one is served after", found.mended_s, LIMIT_S, "s"),
         ),
         requests=load.counts(),
         figures={
@@ -201,10 +201,3 @@ def _with_model(request: Request) -> Request:
 
 def _by(model_id: str) -> Callable[[str], bool]:
     return lambda how: how.startswith(model_id)
-
-
-def _wait_until(happened: Callable[[], bool]) -> None:
-    """At most PATIENCE_S; what did not happen then is seen in what was found."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened() and time.monotonic() < deadline:
-        time.sleep(POLL_S / 2)

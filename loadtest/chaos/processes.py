@@ -5,7 +5,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,16 @@ def become_the_generator(core: int) -> None:
     os.sched_setaffinity(0, {core})
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def wait_until(happened: Callable[[], bool], patience_s: float) -> bool:
+    """Ask again and again, for at most so long. Returns whether it happened."""
+    deadline = time.monotonic() + patience_s
+    while not happened():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 class Store:
@@ -124,6 +134,11 @@ class Service:
     def metrics(self) -> str:
         """All its metrics, as text."""
         return httpx.get(f"{self.url}/metrics").text
+
+    def degraded(self) -> list[str]:
+        """What it says is wrong, while it is ready."""
+        found: list[str] = httpx.get(f"{self.url}/readyz").json()["degraded"]
+        return found
 
     def _is_ready(self) -> bool:
         try:

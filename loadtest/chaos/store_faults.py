@@ -4,6 +4,7 @@ Two services, one after the other: one on the store itself, which is killed and 
 cuts, delays, resets and holds its connections. The next fault begins when answers are good again, and a random while.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,9 @@ from typing import Any
 import torch
 
 from loadtest.chaos.asking import score_request
-from loadtest.chaos.meanwhile import QUIET, Watch, under_load
+from loadtest.chaos.meanwhile import QUIET, Mark, Watch, under_load
 from loadtest.chaos.open_loop import Answer, Judged, OpenLoad, Request
-from loadtest.chaos.processes import Store, become_the_generator, running_service, running_store
+from loadtest.chaos.processes import Store, become_the_generator, running_service, running_store, wait_until
 from loadtest.chaos.proxy import PASS, Counts, Fault, Proxy
 from loadtest.chaos.scenario import Result, Site, at_least, at_most, none_of, on_a_loop, right_answers
 from loadtest.chaos.truth import CACHED, EMPTY, Truth
@@ -25,10 +26,10 @@ from loadtest.stages import percentile
 from loadtest.synthetic_cache import GENERATION, Shape, make_bundle, publish
 
 PREFIX = "chaos-store"
-RATE_PER_S = 150.0
-CANDIDATES, LISTS = 100, 3
+LISTS = 3
 STRANGERS = 10  # users without a record: `empty`, whether the store fails or not
-QUIET_ANSWERS = 300  # before and after all faults
+QUIET_S = 1.0  # before and after all faults
+GIVE_UP = 3  # faults of one kind after which answers did not become good within PATIENCE_S
 WITHIN_A_RECORD = 16, 9000  # bytes of a reply; its first bytes alone would be as long as those of a handshake
 DISTANCE = 1e-2
 RECOVERY_LIMIT_S = 2.0
@@ -43,6 +44,8 @@ class Plan:
     """How much is done. The defaults take about two minutes."""
 
     users: int = 300
+    candidates: int = 100
+    rate_per_s: float = 150.0
     kills: int = 20
     pauses: int = 20
     cuts: int = 200
@@ -59,7 +62,7 @@ class Kind:
     times: int
     begin: Callable[[random.Random], None]
     end: Callable[[], None]
-    answers: int = 30  # good ones in a row that show that it is over
+    good_s: float = 0.2  # of good answers show that it is over
 
 
 def store_kinds(store: Store, plan: Plan) -> list[Kind]:
@@ -104,7 +107,7 @@ def network_kinds(proxy: Proxy, plan: Plan) -> list[Kind]:
     reset = lasting(lambda rng: Fault(reset_after=rng.randrange(*WITHIN_A_RECORD)), 0.05, 0.2)
     hold = lasting(lambda _: Fault(hold=True), 0.3, 0.7)
     return [
-        Kind("connections cut", plan.cuts, slow_down, cut, answers=5),
+        Kind("connections cut", plan.cuts, slow_down, cut, good_s=0.03),
         Kind("replies delayed", plan.delays, delay, well),
         Kind("replies reset", plan.resets, reset, well),
         Kind("nothing passes", plan.holds, hold, well),
@@ -125,43 +128,52 @@ def store_faults(site: Site, plan: Plan = Plan()) -> Result:
     become_the_generator(site.load_core)  # and so do the store and the proxy
     torch.set_num_threads(1)
     shape = Shape(users=plan.users)
-    truth = Truth(shape.user_ids, _lists(shape), strangers=range(plan.users + 1, plan.users + 1 + STRANGERS))
+    truth = Truth(
+        shape.user_ids, _lists(shape, plan.candidates), strangers=range(plan.users + 1, plan.users + 1 + STRANGERS)
+    )
     with running_store(site.folder / "store") as store, Proxy(store.port) as proxy:
         bundle = make_bundle(site.folder / "bundles", shape)
         publish(store.url, PREFIX, bundle, shape)
         truth.add_stored(store.url, PREFIX, bundle, GENERATION)
         requests = _requests(truth)
         parts = [
-            _part(site, "store", store.url, requests, store_kinds(store, plan)),
-            _part(site, "network", f"redis://{HOST}:{proxy.port}/0", requests, network_kinds(proxy, plan)),
+            _part(site, plan, "store", store.url, requests, store_kinds(store, plan)),
+            _part(site, plan, "network", f"redis://{HOST}:{proxy.port}/0", requests, network_kinds(proxy, plan)),
         ]
-        return _result(parts, proxy.counts(), plan, truth.least_distance())
+        return result_of(parts, proxy.counts(), plan, truth.least_distance())
 
 
-def _part(site: Site, name: str, url: str, requests: Sequence[Request], kinds: Sequence[Kind]) -> Part:
+def _part(site: Site, plan: Plan, name: str, url: str, requests: Sequence[Request], kinds: Sequence[Kind]) -> Part:
     """A service of its own, and every one of these faults under load."""
     settings = {"STORE_URL": url, "KEY_PREFIX": PREFIX, "BUNDLES_DIR": site.folder / "bundles", "USER_CACHE_MB": 1}
     with running_service(settings, site.server_core, site.folder / f"{name}.log") as service:
+        wait_until(lambda: not service.degraded(), PATIENCE_S)  # on a busy machine it may have begun without the store
         watch, recoveries_s = Watch(), {kind.name: list[float]() for kind in kinds}
-        load = on_a_loop(
-            under_load(service.port, requests, RATE_PER_S, watch, lambda: _script(kinds, watch, recoveries_s))
-        )
+
+        def script() -> None:
+            _script(kinds, plan.rate_per_s, watch, recoveries_s)
+
+        load = on_a_loop(under_load(service.port, requests, plan.rate_per_s, watch, script))
         return Part(load, recoveries_s, service.metrics())
 
 
-def _script(kinds: Sequence[Kind], watch: Watch, recoveries_s: Mapping[str, list[float]]) -> None:
+def _script(kinds: Sequence[Kind], rate_per_s: float, watch: Watch, recoveries_s: Mapping[str, list[float]]) -> None:
     rng = random.Random(0)
-    watch.seconds_from(watch.mark(), _good, QUIET_ANSWERS, PATIENCE_S)
+
+    def recovery_s(mark: Mark, good_s: float) -> float:
+        return watch.seconds_from(mark, _good, max(2, round(good_s * rate_per_s)), PATIENCE_S)
+
+    recovery_s(watch.mark(), QUIET_S)
     for kind in kinds:
-        watch.phase = kind.name
-        for _ in range(kind.times):
+        watch.phase, found = kind.name, recoveries_s[kind.name]
+        while len(found) < kind.times and found.count(math.inf) < GIVE_UP:
             kind.begin(rng)
             ended = watch.mark()
             kind.end()
-            recoveries_s[kind.name].append(watch.seconds_from(ended, _good, kind.answers, PATIENCE_S))
+            found.append(recovery_s(ended, kind.good_s))
             time.sleep(rng.uniform(0, 0.03))  # not always in step with the load
     watch.phase = QUIET
-    watch.seconds_from(watch.mark(), _good, QUIET_ANSWERS, PATIENCE_S)
+    recovery_s(watch.mark(), QUIET_S)
 
 
 def _good(how: str) -> bool:
@@ -169,7 +181,7 @@ def _good(how: str) -> bool:
     return how in (CACHED, EMPTY)
 
 
-def _result(parts: Sequence[Part], did: Counts, plan: Plan, distance: float) -> Result:
+def result_of(parts: Sequence[Part], did: Counts, plan: Plan, distance: float) -> Result:
     """Of both services together."""
     load = OpenLoad([outcome for part in parts for outcome in part.load.outcomes])
     recoveries_s = {name: seconds for part in parts for name, seconds in part.recoveries_s.items()}
@@ -177,7 +189,8 @@ def _result(parts: Sequence[Part], did: Counts, plan: Plan, distance: float) -> 
     undeclared = [f"{outcome.status} {outcome.how}" for outcome in load.outcomes if outcome.status not in DECLARED]
     done = (
         f"Store killed and restarted {plan.kills} times, paused {plan.pauses} times; {did.cut} connections cut, "
-        f"{did.delayed} replies delayed, {did.reset} reset, {did.held} messages held, at {RATE_PER_S:.0f} requests/s"
+        f"{did.delayed} replies delayed, {did.reset} reset, {did.held} messages held, "
+        f"at {plan.rate_per_s:.0f} requests/s"
     )
     return Result(
         done,
@@ -188,7 +201,7 @@ def _result(parts: Sequence[Part], did: Counts, plan: Plan, distance: float) -> 
             *right_answers(load),
             at_least("least distance between two users' answers, on the logit", distance, DISTANCE),
             *(
-                at_most(f"slowest recovery, {name}", max(seconds), RECOVERY_LIMIT_S, "s")
+                at_most(f"slowest recovery of {len(seconds)}: {name}", max(seconds), RECOVERY_LIMIT_S, "s")
                 for name, seconds in recoveries_s.items()
             ),
             at_least("connections cut", did.cut, plan.cuts),
@@ -219,20 +232,20 @@ def _figures(load: OpenLoad, recoveries_s: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _lists(shape: Shape) -> list[list[int]]:
+def _lists(shape: Shape, candidates: int) -> list[list[int]]:
     """Different lists of candidates."""
     rng = random.Random(1)
-    return [rng.sample(shape.item_ids, CANDIDATES) for _ in range(LISTS)]
+    return [rng.sample(shape.item_ids, candidates) for _ in range(LISTS)]
 
 
 def _requests(truth: Truth) -> list[Request]:
     """All questions, in disorder."""
-    requests = [_only_for_these_reasons(score_request(truth, question)) for question in truth.questions()]
+    requests = [only_for_these_reasons(score_request(truth, question)) for question in truth.questions()]
     random.Random(2).shuffle(requests)
     return requests
 
 
-def _only_for_these_reasons(request: Request) -> Request:
+def only_for_these_reasons(request: Request) -> Request:
     """The same; it is a fault, too, if an answer is degraded by something that was not done."""
 
     def judge(answer: Answer) -> Judged:
