@@ -177,7 +177,7 @@ def warm_up(bundle: Bundle) -> None:
 def _score_nobody(bundle: Bundle) -> Tensor:
     nobody: Id = 0 if bundle.item_kind == "int" else "warm-up"
     request = ScoringInput(
-        state=bundle.empty_state(),
+        state=bundle.empty_state,
         short=bundle.short_window([nobody]),
         user_codes=bundle.user_features.encode({}),
         context_codes=bundle.context_features.encode({}),
