@@ -125,10 +125,11 @@ class Meddler:
         return self.watch.seconds_from(mark, _by(model_id), self._answers(SETTLED_S), PATIENCE_S)
 
     def _calm(self, model_id: str) -> None:
-        """Let some answers come, which are all to be this model's."""
+        """Let some answers come, of which none is to be another model's."""
         mark = self.watch.mark()
         self.watch.seconds_from(mark, lambda _: True, self._answers(CALM_S), PATIENCE_S)
-        self.found.strays += sum(not _by(model_id)(seen.how) for seen in self.watch.seen[mark.place :])
+        others = tuple(other for other in self._model_ids if other != model_id)
+        self.found.strays += sum(seen.how.startswith(others) for seen in self.watch.seen[mark.place :])
 
     def _answers(self, seconds: float) -> int:
         return max(2, round(seconds * self._plan.rate_per_s))

@@ -52,8 +52,7 @@ def test_a_store_that_fails_brings_no_error_and_nobody_elses_answer(site: Site) 
     result = store_faults(site, PLAN)
     slow = [what for what in missed(result) if what.startswith("slowest recovery")]  # as the machine may be
     assert missed(result).keys() - set(slow) == set()
-    kinds = result.figures["kinds"]
-    assert tuple(kinds) == KINDS
+    kinds = result.figures
     assert [kinds[name]["times"] for name in KINDS] == [1, 1, 6, 2, 2, 1]
     assert all(kinds[name]["recovery_worst_ms"] < 10_000 for name in KINDS)
     assert result.requests["200 cached"] > 100
@@ -106,7 +105,7 @@ def test_what_must_not_happen_to_a_store_is_not_overlooked(seen: Part, what: str
 def test_a_run_in_which_the_proxy_did_little_or_users_are_alike_has_shown_nothing() -> None:
     good = part(outcome(200, "cached"))
     assert set(missed(result_of([good], Counts(), PLAN, distance=1e-4))) == {
-        "least distance between two users' answers, on the logit",
+        "least distance between two right answers, on the logit",
         "connections cut",
         "replies delayed",
         "replies reset",
