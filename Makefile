@@ -22,6 +22,10 @@ PEERS_PYTHONS = $(foreach peer,$(PEERS),--peer $(firstword $(subst ==, ,$(peer))
 PEERS_FLAGS ?=
 # For `make bench`, e.g. BENCH_FLAGS="--out docs/bench".
 BENCH_FLAGS ?=
+# For `make chaos`, e.g. CHAOS_FLAGS="--only overload".
+CHAOS_FLAGS ?=
+# For `make soak`, e.g. SOAK_FLAGS="--seconds 120".
+SOAK_FLAGS ?=
 # What `model` needs, as the lock has it; everything else in a peer's environment is what the peer asks for.
 PEERS_SHARED := hiredis|httptools|numpy|orjson|polars|pyarrow|redis|safetensors|torch|typer|uvloop|xxhash
 
@@ -34,7 +38,7 @@ LOADTEST_BUNDLES ?= .demo/bundles
 LOADTEST_USERS ?= 8
 LOADTEST_SECONDS ?= 30
 
-.PHONY: help setup demo serve test check bench bench-gpu bench-builder bench-feast bench-peers bench-skewed format loadtest lock clean
+.PHONY: help setup demo serve test check bench bench-gpu bench-builder bench-feast bench-peers bench-skewed chaos soak format loadtest lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -98,6 +102,12 @@ bench-peers: $(READY) ## measure the service beside LitServe, BentoML, MLServer 
 
 bench-skewed: $(READY) ## measure what resident users save under skewed traffic, about 3 minutes
 	$(BIN)/python -m loadtest.skewed
+
+chaos: $(READY) ## overload the service, break its store, hang up on it; every answer checked, under ten minutes
+	$(BIN)/python -m loadtest.chaos --out docs/reliability $(CHAOS_FLAGS)
+
+soak: $(READY) ## load the service at 70 % of its capacity for ten minutes and see whether it grows
+	$(BIN)/python -m loadtest.chaos.soak --out docs/reliability $(SOAK_FLAGS)
 
 loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles, fail on any wrong answer
 	LREA_STORE_URL=$(LOADTEST_STORE) LREA_BUNDLES_DIR=$(LOADTEST_BUNDLES) $(BIN)/locust -f loadtest/locustfile.py \

@@ -17,7 +17,7 @@ from loadtest.stages import percentile
 
 HOST = "127.0.0.1"
 PATIENCE_S = 30.0  # for answers that are due when the time is over
-_HEAD_END, _LENGTH = b"\r\n\r\n", b"content-length:"
+_HEAD_END, _LENGTH = b"\r\n\r\n", b"\r\ncontent-length:"
 
 Check = Callable[[bytes, bytes], str | None]  # head and body of an answer -> what is wrong with it
 

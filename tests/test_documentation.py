@@ -13,6 +13,9 @@ import typer.main
 from cache_builder.__main__ import app as builder_app
 from loadtest import fidelity, replay, skewed
 from loadtest.bench import __main__ as bench
+from loadtest.chaos import __main__ as chaos
+from loadtest.chaos import soak
+from loadtest.chaos.scenarios import SCENARIOS
 from loadtest.peers import run
 from model.__main__ import app as model_app
 from model.config import RankerConfig
@@ -61,11 +64,22 @@ def test_every_method_is_documented() -> None:
     assert [name for name in METHODS if not name.endswith(MATCH_SUFFIX) and f"`{name}`" not in text] == []
 
 
-@pytest.mark.parametrize("main", [replay.main, fidelity.main, bench.main, skewed.main, run.main])
-def test_every_option_of_the_load_test_s_programs_is_documented(main: Callable[..., None]) -> None:
-    text = (DOCS / "loadtest.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "main"),
+    [
+        *[("loadtest.md", main) for main in (replay.main, fidelity.main, bench.main, skewed.main, run.main)],
+        *[("reliability.md", main) for main in (chaos.main, soak.main)],
+    ],
+)
+def test_every_option_of_the_load_test_s_programs_is_documented(page: str, main: Callable[..., None]) -> None:
+    text = (DOCS / page).read_text()
     options = [f"--{name.replace('_', '-')}" for name in inspect.signature(main).parameters]
     assert [option for option in options if option not in text] == []
+
+
+def test_every_scenario_is_described_under_its_name() -> None:
+    headings = re.findall(r"^## (\w+)$", (DOCS / "reliability.md").read_text(), flags=re.MULTILINE)
+    assert [name for name in (*SCENARIOS, "soak") if name not in headings] == []
 
 
 def test_every_variable_of_the_locustfile_is_documented() -> None:

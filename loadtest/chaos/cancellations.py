@@ -18,7 +18,6 @@ from loadtest.chaos.scenario import (
     at_least,
     none_of,
     on_a_loop,
-    prompt_generator,
     right_answers,
     say,
 )
@@ -107,7 +106,6 @@ def _result(plan: Plan, world: World, during: OpenLoad, after: OpenLoad) -> Resu
         *right_answers(everything),
         none_of("slots with a wrong owner", int(metric(metrics, "lrea_user_cache_wrong_owners_total"))),
         none_of("records refused", int(metric(metrics, "lrea_record_errors_total"))),
-        prompt_generator(everything),
     )
     figures = {
         "cancelled": _abandoned(during),

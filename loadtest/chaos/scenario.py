@@ -18,6 +18,7 @@ from loadtest.chaos.truth import WRONG_USER
 
 T = TypeVar("T")
 SERVER_CORE, LOAD_CORE = 0, 1
+DECLARED = (429, 503, 504)  # how a request may be turned away
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ def prompt_generator(load: OpenLoad) -> Criterion:
     return at_most("greatest lag of the generator (more makes the run void)", load.lag_ms(), LAG_LIMIT_MS, "ms")
 
 
+def declared_ends(load: OpenLoad) -> Criterion:
+    """No request ended by anything but an answer that the documentation names for it: no other 5xx, none lost."""
+    others = load.where(lambda outcome: outcome.status not in (200, *DECLARED)).counts()
+    return none_of("requests that ended otherwise than 200, 429, 503, 504", sum(others.values()), f"{others}")
+
+
 def right_answers(load: OpenLoad) -> tuple[Criterion, Criterion]:
     """No answer of another user, and none that is wrong otherwise."""
     foreign = [fault for fault in load.faults if fault.startswith(WRONG_USER)]
@@ -99,4 +106,5 @@ def say(text: str) -> None:
 
 
 def _text(value: float, unit: str) -> str:
-    return f"{value:.4g} {unit}".rstrip()
+    digits = ".0f" if abs(value) >= 1000 else ".4g"
+    return f"{value:{digits}} {unit}".rstrip()

@@ -11,6 +11,7 @@ import numpy as np
 
 from loadtest.chaos.processes import Service
 
+HANGING_UP_S = 1.0
 _NORMAL_95 = 1.96
 
 
@@ -45,25 +46,27 @@ class Slope(NamedTuple):
 
 @asynccontextmanager
 async def watching(service: Service, every_s: float) -> AsyncIterator[Watched]:
-    """Look at it at once, as often as said, and once more at the end."""
+    """Look at it at once, and then as often as said."""
     watched, started = Watched(), time.perf_counter()
-
-    def look() -> None:
-        watched.samples.append(Sample(time.perf_counter() - started, service.resident_mb(), service.descriptors()))
 
     async def look_on() -> None:
         while True:
-            look()
+            watched.samples.append(Sample(time.perf_counter() - started, service.resident_mb(), service.descriptors()))
             await asyncio.sleep(every_s)
 
     task = asyncio.create_task(look_on())
     try:
         yield watched
-        look()
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def idle_descriptors(service: Service) -> int:
+    """Open descriptors when all callers have hung up, a second after they did."""
+    await asyncio.sleep(HANGING_UP_S)
+    return service.descriptors()
 
 
 def slope(at_s: Sequence[float], values: Sequence[float]) -> Slope:

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orjson
 import pytest
 
-from loadtest.chaos.asking import batch_request, get_request, score_request
+from loadtest.chaos.asking import batch_request, binary_request, get_request, score_request
 from loadtest.chaos.open_loop import Answer, Arrival, Judged, fire
 from loadtest.chaos.processes import Service, Store, running_service, running_store
 from loadtest.chaos.truth import WRONG_USER, Question, Truth
@@ -140,6 +142,42 @@ def test_problems_are_counted_by_kind_and_must_be_documents(truth: Truth) -> Non
     assert "500 without a problem document" in str(judge(Answer(500, b"", problem)).fault)
 
 
+def test_a_batch_is_judged_by_its_first_fault(truth: Truth, answers: dict[Question, dict[str, Any]]) -> None:
+    asked = [Question(1, 0), Question(2, 1)]
+    judge = batch_request(truth, asked).judge
+
+    def judged(*results: object) -> Judged:
+        return judge(Answer(200, b"", orjson.dumps({"results": results})))
+
+    right = [answers[question] for question in asked]
+    assert judged(*right) == Judged("cached")
+    assert str(judged(*reversed(right)).fault).startswith(WRONG_USER)
+    assert "wanted 2 results" in str(judged(right[0]).fault)
+    assert judge(Answer(200, b"", b"nothing")).fault is not None
+
+
+def test_an_answer_in_binary_names_its_user_by_the_id(truth: Truth, answers: dict[Question, dict[str, Any]]) -> None:
+    asked, other = Question(1, 1), Question(2, 1)
+    judge = binary_request(truth, asked).judge
+
+    def answer(user_id: int, scores: list[float], length: int = 0) -> Answer:
+        said = answers[asked]
+        outputs = [{"name": "scores"}, {"name": "user_state", "data": ["cached"]}, {"name": "degraded", "data": []}]
+        parameters = {"generation": said["generation"]}
+        text = {"model_version": said["model_id"], "parameters": parameters, "id": str(user_id), "outputs": outputs}
+        head = orjson.dumps(text)
+        headers = f"HTTP/1.1 200 OK\r\ninference-header-content-length: {length or len(head)}".encode()
+        return Answer(200, headers, head + np.array(scores, "<f4").tobytes())
+
+    assert judge(answer(1, answers[asked]["scores"])) == Judged("cached")
+    assert str(judge(answer(2, answers[asked]["scores"])).fault).startswith(WRONG_USER)
+    assert str(judge(answer(1, answers[other]["scores"])).fault).startswith(WRONG_USER)
+    assert "wanted an answer of the protocol" in str(judge(answer(1, answers[asked]["scores"], 5)).fault)
+    assert "wanted an answer of the protocol" in str(judge(Answer(200, b"HTTP/1.1 200 OK", b"{}")).fault)
+    assert judge(Answer(429, b"", b'{"error":"busy"}')) == Judged()
+    assert judge(Answer(500, b"", b"oops")).fault is not None
+
+
 @pytest.fixture
 def running(bundles: tuple[Path, Bundle], tmp_path: Path) -> Iterator[tuple[Store, Service, Truth]]:
     """A store and a service as processes, and the truth."""
@@ -159,12 +197,14 @@ async def test_every_route_is_asked_and_judged(running: tuple[Store, Service, Tr
     requests = [
         *[score_request(truth, question) for question in questions],
         batch_request(truth, questions[:3]),
+        binary_request(truth, questions[7]),
         get_request("/readyz"),
     ]
     load = await fire(service.port, [Arrival(number / 50, request) for number, request in enumerate(requests)])
     assert load.faults == []
     assert load.named("score").counts() == {"200 cached": 10}
     assert load.named("batch").counts() == {"200 cached": 1}
+    assert load.named("binary").counts() == {"200 cached": 1}
     assert load.named("/readyz").counts() == {"200": 1}
 
 

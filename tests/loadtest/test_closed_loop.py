@@ -1,34 +1,15 @@
 """The closed loop against a real HTTP server: what it sends, counts and refuses."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 
 import pytest
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from loadtest.closed_loop import Load, LoadError, drive, http_request, size_of_answer
 from tests.conftest import free_port
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-@asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[int]:
-    """A server of one route, `/`, on the test's own loop. Gives its port."""
-    app = Starlette(routes=[Route("/", handler, methods=["POST"])])
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield port
-    server.should_exit = True
-    await task
+from tests.loadtest.serving import serving
 
 
 def well(_head: bytes, _body: bytes) -> None:
@@ -148,6 +129,7 @@ async def test_nobody_listens() -> None:
         (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n", 0),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", 43),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\nx: y\r\n\r\nabc", 57),
+        (b"HTTP/1.1 200 OK\r\nother-content-length: 3\r\ncontent-length: 5\r\n\r\n", 68),
     ],
 )
 def test_size_of_answer(data: bytes, size: int) -> None:

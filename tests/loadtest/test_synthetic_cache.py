@@ -4,15 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from redis import Redis
 
 import loadtest.synthetic_cache as synthetic
+from loadtest.in_process import input_of_record
 from loadtest.population import read_population
 from loadtest.synthetic_cache import GENERATION, Shape, make_bundle, publish
 from model.bundle import Bundle
 from model.cache_format import Manifest, UserRecord, decode, manifest_key, record_key
-from model.ranker import ScoringInput
 from tests.service.cache import logit
 from tests.service.serving import running_service
 
@@ -29,14 +28,7 @@ def read_record(url: str, prefix: str, bundle: Bundle, user_id: int) -> UserReco
 def logits_of(
     bundle: Bundle, record: UserRecord, candidates: list[int]
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    request = ScoringInput(
-        state=bundle.state_from_record(record),
-        short=bundle.short_window(record.tail_ids),
-        user_codes=torch.from_numpy(record.user_codes).to(torch.int64),
-        context_codes=bundle.context_features.encode({}),
-        candidates=bundle.catalogue.encode(candidates),
-    )
-    return bundle.ranker.score(request).numpy()
+    return bundle.ranker.score(input_of_record(bundle, record, candidates)).numpy()
 
 
 def test_a_service_serves_it_and_answers_with_the_models_scores(
