@@ -1,7 +1,7 @@
 """A caller of /v1/score: one connection, every answer checked, the logit and not only the probability."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -24,8 +24,9 @@ class ServiceError(ValueError):
 class ScoringClient:
     """Posts to /v1/score and keeps the stage times of the answers."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S)
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        """headers: of every request, such as an API key's (api_key.py)."""
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, headers=headers)
         self.stages = StageTimes()
 
     def __enter__(self) -> "ScoringClient":

@@ -7,6 +7,7 @@ the model over the history itself (what storing in fewer bits costs besides, wan
 one line of JSON, and with exit code 1 if a difference is larger than wanted.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import redis
 import torch
 import typer
 
+from loadtest.api_key import key_headers
 from loadtest.client import ScoringClient, ServiceError, logits_of
 from loadtest.population import Deck
 from model.bundle import Bundle, load_bundle
@@ -123,7 +125,7 @@ def main(
     """Compare HTTP scores with the model in process."""
     try:
         loaded, log = load_bundle(bundle), read_log(data)
-        with ScoringClient(url) as client, redis.Redis.from_url(store) as connection:
+        with ScoringClient(url, key_headers(os.environ)) as client, redis.Redis.from_url(store) as connection:
             served = client.model()
             if served["model_id"] != loaded.model_id:
                 raise ServiceError(

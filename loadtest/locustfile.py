@@ -12,6 +12,7 @@ Needs the store and the bundles that the service uses:
     LREA_LOADTEST_ZIPF         exponent of the law that users are drawn by, 1.1
     LREA_LOADTEST_MAX_USERS    users read from the store at most, 100000
     LREA_LOADTEST_SEED         0
+    LREA_LOADTEST_API_KEY      a key to score with, where the service asks for one
 
 The users ask again as soon as they are answered (a closed loop): with n of them, n requests are under way, and the
 percentiles are those at that concurrency, not at a rate of arrival. One Locust process loads one core: where it is busy
@@ -30,6 +31,7 @@ import orjson
 from locust import FastHttpUser, constant, events, task
 
 from loadtest.answers import Question, fault_of, fault_of_batch
+from loadtest.api_key import key_headers
 from loadtest.population import Deck, Zipf, read_population
 from model.bundle import load_bundle
 from model.identifiers import Id
@@ -47,6 +49,7 @@ class Workload:
     candidates: int
     batch: int
     seed: int
+    headers: dict[str, str]
 
     def question(self, random: Random, top_k: int | None = None) -> Question:
         """One user's candidates."""
@@ -69,6 +72,7 @@ def read_workload(environ: Mapping[str, str]) -> Workload:
         candidates=int(environ.get("LREA_LOADTEST_CANDIDATES", "1000")),
         batch=int(environ.get("LREA_LOADTEST_BATCH", "8")),
         seed=seed,
+        headers={"content-type": "application/json", **key_headers(environ)},
     )
 
 
@@ -117,10 +121,8 @@ class ScoringUser(FastHttpUser):
         self._ask("/v1/score/batch", body, lambda answer: fault_of_batch(answer, questions, self.workload.model_id))
 
     def _ask(self, path: str, body: dict[str, Any], fault: Callable[[object], str | None], name: str = "") -> None:
-        headers = {"content-type": "application/json"}
-        with self.client.post(
-            path, data=orjson.dumps(body).decode(), headers=headers, name=name or path, catch_response=True
-        ) as response:
+        data, headers = orjson.dumps(body).decode(), self.workload.headers
+        with self.client.post(path, data=data, headers=headers, name=name or path, catch_response=True) as response:
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}: {(response.text or '')[:200]}")
                 return

@@ -8,8 +8,10 @@ the coarsest storage explains: a cache of another T would give other figures, an
 the other over one connection.
 """
 
+import os
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ import orjson
 import pyarrow.parquet as pq
 import typer
 
+from loadtest.api_key import key_headers
 from loadtest.client import ScoringClient, ServiceError, logits_of
 from model.evaluation.metrics import auc, gauc
 from model.progress import stderr_reporter
@@ -27,13 +30,13 @@ TOLERANCE = 7e-2  # on the logit: int8, the coarsest storage of a pair (docs/mod
 _COLUMNS = ("request_id", "user_id", "timestamp", "candidates", "labels", "logits")
 
 
-def replay(samples: Path, url: str) -> dict[str, Any]:
+def replay(samples: Path, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Send every request of `samples` and compare. Raises ServiceError for an answer that breaks the contract."""
     rows, model_id = _read(samples)
     reporter, states, scored = stderr_reporter(), Counter[str](), []
     reporter.start("replaying", len(rows), "requests")
     try:
-        with ScoringClient(url) as client:
+        with ScoringClient(url, headers) as client:
             for row in rows:
                 context = {name: value for name, value in row.items() if name not in _COLUMNS}
                 answer = client.score(row["user_id"], row["candidates"], context)
@@ -85,7 +88,7 @@ def main(
 ) -> None:
     """Replay an evaluation over HTTP."""
     try:
-        result = replay(samples, url)
+        result = replay(samples, url, key_headers(os.environ))
     except httpx.HTTPError as error:
         print(f"error: {url}: {error}: is the service up there?", file=sys.stderr)
         raise typer.Exit(1) from error

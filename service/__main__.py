@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from service.errors import StartupError
-from service.listen import bind, check_address
+from service.listen import bind, check_address, is_loopback
 from service.place import GRACE_S, Place
 from service.settings import Settings, unknown_variables
 from service.supervisor import supervise
@@ -54,6 +54,13 @@ def _run(settings: Settings, place: Place | None) -> int:
         return run_worker(settings, place)
     for sentence in unknown_variables(os.environ):
         logger.warning("%s", sentence)
+    if not settings.asks_for_keys and not is_loopback(settings.host):
+        logger.warning(
+            "no API keys are set: whoever reaches %s port %d may ask all of this service. "
+            "Set LREA_API_KEYS_FILE or LREA_API_KEYS, or let only what asks for keys itself reach it",
+            settings.host,
+            settings.port,
+        )
     if settings.workers > 1:
         return _supervise(settings)
     from service.serve import run, serve_alone  # noqa: PLC0415  slow to import

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from itertools import chain
 
 import orjson
 from fastapi import FastAPI
@@ -11,6 +12,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
 from service import docs_page, openapi, problems
+from service.access import Access, Guard
 from service.backlog import Backlog
 from service.batcher import Batcher
 from service.body_memory import BodyMemory
@@ -19,8 +21,10 @@ from service.follow import ModelFollower
 from service.health import Health
 from service.inference_protocol.routes import InferenceProtocol
 from service.information import Information
+from service.key_ring import KeyRing
 from service.metrics import Metrics
 from service.observe import Observe
+from service.openapi_keys import add_keys
 from service.prepare import ScoringJob
 from service.score_routes import ScoreRoutes
 from service.scorer import Score
@@ -44,8 +48,10 @@ def create_app(
     metrics: Metrics,
     limits: ScoringLimits,
     health: Health,
+    keys: KeyRing | None,
 ) -> ASGIApp:
-    """The application. Its lifespan runs the follower and the batcher; closing what was passed in is the caller's."""
+    """The application. Its lifespan runs the follower, the batcher and the reading of keys; closing what was passed in
+    is the caller's. keys: None lets everybody in."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,6 +59,8 @@ def create_app(
             asyncio.create_task(follower.run(), name="follower"),
             asyncio.create_task(batcher.run(), name="batcher"),
         ]
+        if keys is not None:
+            tasks.append(asyncio.create_task(keys.run(), name="reader of API keys"))
         for task in tasks:
             task.add_done_callback(health.background_ended)
         yield
@@ -72,18 +80,25 @@ def create_app(
     )
     scoring = Scoring(follower, batcher, backlog, body_memory, parse_executor, encode_executor, metrics, limits)
     routes, protocol = ScoreRoutes(scoring), InferenceProtocol(scoring, follower, health, app.version)
-    app.include_router(routes.router())
-    app.include_router(protocol.router())
-    app.include_router(Information(follower, store, metrics, health).router())
-    _add_documentation(app)
+    routers = [routes.router(), protocol.router(), Information(follower, store, metrics, health).router()]
+    for router in routers:
+        app.include_router(router)
+    _add_documentation(app, with_keys=keys is not None)
     problems.install(app)
-    app.add_middleware(Observe, metrics=metrics)
-    return Direct(app, [*routes.hot(), *protocol.hot()], metrics)
+    access = Access(keys)
+    if keys is not None:
+        # The routers' own routes first: FastAPI may hide them behind what it makes of a router.
+        every_route = [*chain.from_iterable(router.routes for router in routers), *app.routes]
+        app.add_middleware(Guard, access=access, routes=every_route)
+    app.add_middleware(Observe, metrics=metrics)  # around the guard: whoever is refused is counted too
+    return Direct(app, [*routes.hot(), *protocol.hot()], metrics, access)
 
 
-def _add_documentation(app: FastAPI) -> None:
+def _add_documentation(app: FastAPI, *, with_keys: bool) -> None:
     """/openapi.json and /docs, written once: routes do not change while the service runs."""
     document = openapi.document(app)
+    if with_keys:
+        add_keys(document)
     page = docs_page.render(document)
 
     async def openapi_json() -> Response:

@@ -7,8 +7,9 @@ and takes them in tasks of its own, so that a client who gives up never cancels 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from service.tasks import end_tasks
@@ -49,8 +50,8 @@ class Steps(Protocol[W_contra, F, R_co]):
     def join(self, work: W_contra, fetched: F) -> bool:
         """Let a work into a batch that is fetched already; False if something would have to be fetched for it."""
 
-    async def compute(self, works: Sequence[W_contra], fetched: F) -> Sequence[R_co]:
-        """One answer per work, in order. `fetched` may be of more works than these."""
+    def compute(self, works: Sequence[W_contra], fetched: F) -> Awaitable[Sequence[R_co]]:
+        """Begin at once; one answer per work, in order. `fetched` may be of more works than these."""
 
     def discard(self, fetched: F) -> None:
         """Give back what was fetched for works that will not be computed."""
@@ -141,28 +142,24 @@ class Batcher(Generic[W, F, R]):
     async def run(self) -> None:
         """Fetch and compute batches until cancelled."""
         following = asyncio.create_task(self._next_fetched(), name="batch-fetch")
-        computing: asyncio.Task[_Answers[W, R]] | None = None
         answers: _Answers[W, R] = []
         try:
             while True:
                 if not following.done():
                     _give_out(answers)
                 batch, fetched = await following
-                computing = asyncio.create_task(self._compute(batch, fetched), name="batch-compute")
                 following = asyncio.create_task(self._next_fetched(), name="batch-fetch")
-                # Only now: whoever gets an answer has much to do with it on this thread, and the next batch would wait.
-                _give_out(answers)
-                answers = await computing
+                computed = await self._compute(batch, fetched, meanwhile=partial(_give_out, answers))
+                _give_out(answers)  # where nothing was computed
+                answers = computed
         finally:
-            await self._end(following, computing)
+            await self._end(following)
 
-    async def _end(
-        self, following: asyncio.Task[_Next[W, R, F]], computing: asyncio.Task[_Answers[W, R]] | None
-    ) -> None:
-        """End what runs, give back what is fetched, and let nobody wait for ever."""
+    async def _end(self, following: asyncio.Task[_Next[W, R, F]]) -> None:
+        """End what is fetched, give it back, and let nobody wait for ever."""
         for answer in list(self._unanswered):
             answer.cancel()
-        await end_tasks([following] if computing is None else [following, computing])
+        await end_tasks([following])
         if not following.cancelled() and following.exception() is None:
             self._discard(following.result()[1])
 
@@ -217,17 +214,27 @@ class Batcher(Generic[W, F, R]):
         return _Fetched(fetched)
 
     async def _compute(
-        self, batch: _Batch[W, R], fetched: _Fetched[F] | Exception, *, retry: bool = True
+        self,
+        batch: _Batch[W, R],
+        fetched: _Fetched[F] | Exception,
+        *,
+        meanwhile: Callable[[], None] = lambda: None,
+        retry: bool = True,
     ) -> _Answers[W, R]:
-        """The answers, without those who have left; an error is given out at once."""
+        """The answers, without those who have left; an error is given out at once.
+
+        meanwhile: done once the computing has begun. Whoever gets an answer has much to do with it on this thread, and
+        the next batch would wait.
+        """
         try:
             if isinstance(fetched, Exception):
                 raise fetched
             self._begin(batch, fetched.value, top_up=retry)
             if not batch.waiting:
                 return []
-            answers = await self._steps.compute(batch.works, fetched.value)
-            return list(zip(batch.waiting, answers, strict=True))
+            computing = self._steps.compute(batch.works, fetched.value)
+            meanwhile()
+            return list(zip(batch.waiting, await computing, strict=True))
         except Exception as error:
             if retry and len(batch.waiting) > 1:
                 return await self._compute_alone(batch)

@@ -1,8 +1,8 @@
 """The hot routes, called without a router: of a request of 100 candidates, FastAPI's stack cost as much as the scoring.
 
-A POST to one of these paths goes straight to its handler, inside the same observation and with the same errors as
-through the application; every other request goes to the application, where these routes stand too, for the document and
-for other methods.
+A POST to one of these paths goes straight to its handler, inside the same observation, after the same check of who asks
+and with the same errors as through the application; every other request goes to the application, where these routes
+stand too, for the document and for other methods.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import problems
+from service.access import Access, who_may
 from service.metrics import Metrics
 from service.observe import Observe
 
@@ -29,9 +30,9 @@ class HotRoute(NamedTuple):
 class Direct:
     """ASGI: the handlers of `routes`, and `app` for everything else."""
 
-    def __init__(self, app: ASGIApp, routes: Iterable[HotRoute], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, routes: Iterable[HotRoute], metrics: Metrics, access: Access) -> None:
         self._app = app
-        self._observed = {each.path: Observe(_Endpoint(each), metrics) for each in routes}
+        self._observed = {each.path: Observe(_Endpoint(each, access), metrics) for each in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app: ASGIApp = self._app
@@ -43,15 +44,18 @@ class Direct:
 class _Endpoint:
     """ASGI around one handler."""
 
-    def __init__(self, hot: HotRoute) -> None:
+    def __init__(self, hot: HotRoute, access: Access) -> None:
         self.path = hot.route
         self._hot = hot
+        self._access = access
+        self._who = who_may("POST", hot.route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = self  # where the router would name it, for the metrics
         scope["path_params"] = dict(self._hot.parameters)
         request = Request(scope, receive)
         try:
+            self._access.check(scope, self._who)
             response = await self._hot.handler(request)
         except Exception as error:
             response = await problems.answer(request, error)

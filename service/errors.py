@@ -2,6 +2,8 @@
 
 ServiceError                 a problem that is told to the client, with its status
   MalformedJson        400   the body is not JSON
+  Unauthorized         401   no API key, or none that is in force
+  Forbidden            403   the key's role may not ask this
   InvalidRequest       422   the body is JSON, but not a request that this model can answer
   BodyTooLarge         413
   UnsupportedMediaType 415
@@ -14,8 +16,10 @@ ServiceError                 a problem that is told to the client, with its stat
 StoreError                   the store could not answer: never told as an error, scores are degraded instead
   StoreTimeout
   StoreUnavailable
+  StoreCircuitOpen
 PublicationError             what is published cannot be served: the old one stays
 StartupError                 the service cannot start; its message is for whoever starts it
+  ApiKeysError               the keys cannot be read: read again while it serves, the old ones stay
 """
 
 from collections.abc import Mapping
@@ -67,6 +71,18 @@ class InvalidRequest(ServiceError):
     def of(cls, errors: tuple[FieldError, ...]) -> "InvalidRequest":
         """Each wrong field with its own words."""
         return cls(f"{len(errors)} field{'s are' if len(errors) > 1 else ' is'} not valid", errors)
+
+
+class Unauthorized(ServiceError):
+    status, kind, title = 401, "unauthorized", "An API key is needed"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"www-authenticate": "Bearer"}
+
+
+class Forbidden(ServiceError):
+    status, kind, title = 403, "forbidden", "The API key does not allow this"
 
 
 class BodyTooLarge(ServiceError):
@@ -124,9 +140,19 @@ class StoreUnavailable(StoreError):
     reason = "store_unavailable"
 
 
+class StoreCircuitOpen(StoreError):
+    """It was not even asked: too many reads before this one have failed."""
+
+    reason = "store_circuit_open"
+
+
 class PublicationError(Exception):
     """What the store names as active cannot be served. The message says why and what to do."""
 
 
 class StartupError(Exception):
     """The service cannot start. The message says what was found, what was wanted and what to do."""
+
+
+class ApiKeysError(StartupError):
+    """The API keys cannot be read, or are not what they must be. The message holds no key and no hash."""

@@ -6,6 +6,7 @@ From a shared queue, whoever has time takes the next, and what an ended process 
 """
 
 import socket
+from ipaddress import ip_address
 
 from service.errors import StartupError
 
@@ -18,6 +19,15 @@ def check_address(host: str, port: int) -> None:
             pass
     except OSError as error:
         raise _refused(host, port, error) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address. A name that cannot be looked up may be anything."""
+    try:
+        found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

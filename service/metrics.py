@@ -5,6 +5,8 @@ making of the coroutine: time with `with` blocks. Every gauge says with `multipr
 are together (shared_metrics.py), and is set also without a scrape, which only one of them answers.
 """
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service.shared_metrics import SharedRegistry
@@ -122,9 +124,33 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.store_breaker_open = Gauge(
+            "lrea_store_breaker_open",
+            "1 while records are not read, but for a probe",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.store_breaker_openings = Counter(
+            "lrea_store_breaker_openings_total", "Times the store's circuit opened", registry=registry
+        )
         self.worker_restarts = Counter(
             "lrea_worker_restarts_total", "Workers started in place of one that ended", registry=registry
         )
+        self.api_key_reloads = Counter(
+            "lrea_api_key_reloads_total",
+            "Changes of the file of API keys, adopted or refused",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("adopted", "refused"):  # from 0 on: Prometheus sees no increase to a series' first value
+            self.api_key_reloads.labels(outcome)
+        self.api_key_expiry_seconds = Gauge(
+            "lrea_api_key_expiry_seconds",
+            "Time until the first API key expires, negative after that; +Inf where none does",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.api_key_expiry_seconds.set(math.inf)
         # Labels are looked up once: by name, and under a lock, ten of them took 20 µs of every request.
         self.seconds_of_stage = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
@@ -144,6 +170,12 @@ class Metrics:
         if origin not in self._of_origin:
             self._of_origin[origin] = self.users.labels(origin)
         self._of_origin[origin].inc()
+
+    def show_breaker(self, is_open: bool) -> None:
+        """The store's circuit has opened or closed."""
+        self.store_breaker_open.set(is_open)
+        if is_open:
+            self.store_breaker_openings.inc()
 
     def show_model(self, model_id: str, generation: str | None, device: str) -> None:
         """Make this the one labelled model."""

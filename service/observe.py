@@ -12,6 +12,7 @@ import time
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.failure import describe
 from service.metrics import Metrics
 from service.problems import internal_error
 
@@ -47,14 +48,19 @@ class Observe:
 
         try:
             await self._app(scope, receive, send_and_note)
-        except Exception:
-            logger.exception("request %s failed: %s %r", scope["request_id"], scope["method"], scope["path"])
+        except Exception as error:
+            # The route and not the path, which may name a user.
+            failed = f"request {request_id} failed: {scope['method']} {_route(scope)}"
+            logger.error("%s\n%s", failed, describe(error))
             if status:  # half an answer is out: only closing the connection can say that the rest is missing
-                raise
+                raise AnswerCutShort(failed) from None
             await internal_error(Request(scope))(scope, receive, send_and_note)
         finally:
-            route = getattr(scope.get("route"), "path", NO_ROUTE)
-            self._metrics.count_request(route, status or CANCELLED, time.perf_counter() - started)
+            self._metrics.count_request(_route(scope), status or CANCELLED, time.perf_counter() - started)
+
+
+class AnswerCutShort(Exception):
+    """Has the server close the connection, and log no more than this."""
 
 
 class _RequestIds:
@@ -66,6 +72,12 @@ class _RequestIds:
 
     def new(self) -> str:
         return f"{self._beginning}{next(self._count):012x}"
+
+
+def _route(scope: Scope) -> str:
+    """The path with its parameters' names."""
+    route: str = getattr(scope.get("route"), "path", NO_ROUTE)
+    return route
 
 
 def _given_id(scope: Scope) -> str | None:

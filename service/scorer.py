@@ -4,8 +4,8 @@ Where users come from is `UserLookup`'s to know, what is done with a list of the
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,11 +58,16 @@ class Scorer:
         """Whether the job can be scored with the batch, without another read."""
         return work.user is not None or self._lookup.join(fetched, work.user_id)
 
-    async def compute(self, works: Sequence[ScoringJob], fetched: Fetched) -> list[Score]:
+    def compute(self, works: Sequence[ScoringJob], fetched: Fetched) -> Awaitable[list[Score]]:
         """One answer per job, in order; the jobs' stages are completed."""
         running = self._executor.submit(self._compute, works, fetched)
         # When the thread is done with the slots or will never begin, whether or not anybody still waits for it.
         running.add_done_callback(lambda _: self._lookup.unpin(fetched))
+        return self._computed(running, works, fetched)
+
+    async def _computed(
+        self, running: "Future[list[Score]]", works: Sequence[ScoringJob], fetched: Fetched
+    ) -> list[Score]:
         try:
             scores = await asyncio.wrap_future(running)
         finally:

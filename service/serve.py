@@ -4,6 +4,7 @@ import asyncio
 import gc
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 import uvicorn
-import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import ASGIApp
 
@@ -23,9 +23,12 @@ from service.app import create_app
 from service.backlog import Backlog
 from service.batcher import Batcher
 from service.body_memory import BodyMemory
+from service.breaker import Breaker
 from service.errors import StartupError
+from service.event_loop import EventLoop
 from service.follow import ModelFollower
 from service.health import Health
+from service.key_ring import KeyRing
 from service.metrics import Metrics
 from service.place import GRACE_S
 from service.prepare import Limits, ScoringJob
@@ -34,6 +37,7 @@ from service.scoring import ScoringLimits
 from service.settings import Settings
 from service.store import Store
 from service.tasks import await_or_end
+from service.tls import server_context
 from service.user_cache import UserCache
 from service.user_lookup import Fetched, UserLookup
 
@@ -69,7 +73,7 @@ def run(main: Coroutine[Any, Any, None], torch_threads: int) -> None:
     keep_freed_memory()
     # While a model is loaded there is nothing to finish: SIGTERM ends the process as SIGINT does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
         runner.run(main)
 
 
@@ -82,8 +86,8 @@ async def serve_alone(settings: Settings) -> None:
 async def serve_until_signal(server: Server, listeners: Sequence[socket.socket] | None = None) -> None:
     """Serve on `listeners`, bound already, or on the address in the server's configuration."""
     # Uvicorn stops on SIGTERM and then raises it again for whoever handled it before: without this handler the
-    # process would be ended there, before the parts are closed.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # process would be ended there, before the parts are closed. One that comes before uvicorn listens for it counts.
+    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
     # What is loaded now stays: without this the garbage collector looks at all of it whenever a large body has made
     # many objects, and everybody waits (100,000 rows: 260 ms; 130 ms with it).
     gc.collect()
@@ -98,7 +102,11 @@ async def serve_until_signal(server: Server, listeners: Sequence[socket.socket] 
 async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Server]:
     """Every part, built from `settings` and put together, ready to serve; closed at the end. Raises StartupError."""
     async with AsyncExitStack() as stack:
-        store = Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3)
+        # Before the minutes that a large model takes: who may ask, and how.
+        tls = server_context(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
+        metrics, health = Metrics(registry), Health()
+        keys = _keys(settings, metrics)
+        store = _store(settings, metrics)
         stack.push_async_callback(store.close)
         placement = Placement(_device(settings), getattr(torch, settings.dtype), settings.max_logit_error)
         # A signal that comes while the store is asked must end it, whatever redis-py awaits.
@@ -108,7 +116,6 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         parse_executor = stack.enter_context(ThreadPoolExecutor(1, "parse"))
         encode_executor = stack.enter_context(ThreadPoolExecutor(1, "encode"))
         compute_executor = stack.enter_context(ThreadPoolExecutor(1, "compute"))
-        metrics, health = Metrics(registry), Health()
         user_cache = UserCache(settings.user_cache_mb << 20, settings.user_cache_max_age_s, metrics)
         backlog = Backlog(settings.max_waiting_candidates, settings.max_batch_candidates, metrics)
         scorer = Scorer(UserLookup(store, user_cache, metrics), store, backlog, compute_executor, metrics)
@@ -132,14 +139,20 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             metrics=metrics,
             limits=_limits(settings),
             health=health,
+            keys=keys,
         )
         yield Server(
-            _uvicorn_config(settings, app),
+            _uvicorn_config(settings, app, tls),
             follower=follower,
             metrics=metrics,
             health=health,
             drain_s=settings.drain_seconds,
         )
+
+
+def _store(settings: Settings, metrics: Metrics) -> Store:
+    breaker = Breaker(settings.store_breaker_failures, settings.store_breaker_open_ms / 1e3, show=metrics.show_breaker)
+    return Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3, breaker)
 
 
 def _device(settings: Settings) -> torch.device:
@@ -153,7 +166,14 @@ def _batcher(settings: Settings, scorer: Scorer) -> Batcher[ScoringJob, Fetched,
     return Batcher(scorer, max_works=settings.max_batch_requests, max_size=settings.max_batch_candidates)
 
 
-def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
+def _keys(settings: Settings, metrics: Metrics) -> KeyRing | None:
+    if not settings.asks_for_keys:
+        return None
+    variable = settings.api_keys
+    return KeyRing(settings.api_keys_file, None if variable is None else variable.get_secret_value(), metrics)
+
+
+def _uvicorn_config(settings: Settings, app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -165,6 +185,7 @@ def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # nobody asks where a request came from
         timeout_graceful_shutdown=GRACE_S,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
 
 

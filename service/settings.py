@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.cache_format import check_model_id, check_prefix
@@ -30,6 +30,15 @@ class Settings(BaseSettings):
     model_id: str | None = Field(None, description="what to serve while the store names nothing")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    api_keys_file: Path | None = Field(None, description="file of API keys, read again when it changes")
+    api_keys: SecretStr | None = Field(None, description="API keys beside those of the file, separated by ; or newline")
+    tls_certificate_file: Path | None = Field(
+        None, description="certificate chain to serve with, PEM; none: plain HTTP"
+    )
+    tls_key_file: Path | None = Field(None, description="its private key, PEM, without a passphrase")
+    tls_client_ca_file: Path | None = Field(
+        None, description="authorities, PEM: callers must show a certificate that one of them signed"
+    )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port, each with a model of its own")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto: cuda where there is one"
@@ -54,13 +63,23 @@ class Settings(BaseSettings):
     max_bodies_mb: int = Field(
         256, ge=1, description="memory in MiB for bodies that are being received or wait to be read; beyond it 429"
     )
-    store_timeout_ms: int = Field(50, ge=1, description="longest wait for the store: to connect, and for an answer")
+    store_timeout_ms: int = Field(
+        50, ge=1, description="longest wait for the store's answer, with connecting and a second try"
+    )
+    store_breaker_failures: int = Field(
+        5, ge=1, description="reads of records that fail in a row until they are not tried any more"
+    )
+    store_breaker_open_ms: int = Field(500, ge=1, description="for how long, until one is tried as a probe")
     user_cache_mb: int = Field(64, ge=0, description="memory for resident users in MiB, on the device; 0: none")
     user_cache_max_age_s: float = Field(300.0, gt=0, description="age at which a resident user's record is read again")
     timeout_ms: int = Field(1000, ge=1, description="default and ceiling of a request's timeout_ms; then 504")
     poll_seconds: float = Field(1.0, gt=0, description="how often to ask the store what is active")
     drain_seconds: float = Field(0.0, ge=0, description="time served on after SIGTERM, with /readyz at 503")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+
+    @property
+    def asks_for_keys(self) -> bool:
+        return self.api_keys_file is not None or self.api_keys is not None
 
     @field_validator("key_prefix")
     @classmethod

@@ -8,11 +8,11 @@ One server, or anything that looks like one: reads are one MGET, which a sharded
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import redis.exceptions as redis_errors
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -27,10 +27,10 @@ from model.cache_format import (
     record_key,
 )
 from model.identifiers import Id
-from service.errors import StoreError, StoreTimeout, StoreUnavailable
+from service.breaker import Breaker
+from service.errors import StartupError, StoreCircuitOpen, StoreError, StoreTimeout, StoreUnavailable
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 MOST_IDLE = 4  # connections kept for batches, of which two are under way at a time
 MOST_LOOKS = 16  # `/v1/users` at a time: a burst of them waits, and opens no connection for each
@@ -42,12 +42,27 @@ def translate(error: Exception) -> StoreError | None:
 
     redis-py's errors have no common base, but one module. tests/service/test_store.py fails when it gets a new one.
     """
-    message = f"{type(error).__name__}: {error}"
+    # A server that does not know a command repeats what was sent: a password with AUTH, users' ids with MGET.
+    message = f"{type(error).__name__}: {error}".partition(", with args")[0]
     if isinstance(error, TIMEOUTS):
         return StoreTimeout(message)
     if isinstance(error, OSError) or any(base.__module__ == redis_errors.__name__ for base in type(error).__mro__):
         return StoreUnavailable(message)
     return None
+
+
+def fits(command: Sequence[str | int], reply: Any) -> bool:
+    """Whether the reply can be this command's: a connection that is behind by one must not go on handing them out."""
+    if command[0] == "MGET":
+        return isinstance(reply, list) and len(reply) == len(command) - 1
+    return isinstance(reply, int) if command[0] == "EVAL" else reply is None or isinstance(reply, bytes)
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether the connection failed at once, and not the store by an answer (those are subclasses) or by none."""
+    return type(error) is redis_errors.ConnectionError or (
+        isinstance(error, OSError) and not isinstance(error, TimeoutError)
+    )
 
 
 # By the store's clock: readers' own may differ. What has ended is taken out by whoever comes next.
@@ -60,32 +75,61 @@ return redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 
 
 class _Connections:
-    """The connections that records are read by, without the layers of redis-py's client.
+    """Connections to ask by, without the layers of redis-py's client.
 
     Those are a task per write for its timeout (`wait_for`), more timeouts, the pool's lock and the hooks of redis-py's
-    own metrics: 65 µs of CPU per MGET of one record, 27 µs here; of sixteen 135 µs and 95 µs. One timeout bounds a
-    read, and a connection is idle only after a whole reply: whatever ends a read before that, a cancellation too, drops
-    the connection, for the next reader of its bytes would get another user's record.
+    own metrics: 65 µs of CPU per MGET of one record, 27 µs here; of sixteen 135 µs and 95 µs. A connection is idle only
+    after a whole reply: whatever ends a question before that, a cancellation too, drops the connection, for the next
+    reader of its bytes would get another user's record.
     """
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        pool = ConnectionPool.from_url(url, protocol=2, socket_timeout=None, retry=Retry(NoBackoff(), 0))
+    def __init__(self, url: str, timeout_s: float, most_idle: int) -> None:
+        """timeout_s: for a question in all, with connecting and a second try. Raises StartupError for a bad URL."""
+        try:
+            pool = ConnectionPool.from_url(url, protocol=2, socket_timeout=None, retry=Retry(NoBackoff(), 0))
+        except ValueError:  # its words hold a part of the password, where that is what cannot be read
+            raise StartupError(
+                "LREA_STORE_URL cannot be read as a URL: percent-encode what is special in its password (/ is %2F)"
+            ) from None
         self._make_connection: Any = pool.make_connection
         self._timeout_s = timeout_s
+        self._most_idle = most_idle
         self._idle: list[Any] = []
 
-    async def ask(self, *command: str) -> Any:
-        """The reply to one command. Raises what redis-py raises, or TimeoutError."""
+    async def ask(self, *command: str | int) -> Any:
+        """The reply to one command, which may be sent twice. Raises what redis-py raises, or TimeoutError."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._try_twice(command)
+        except redis_errors.ResponseError:
+            raise
+        except Exception:
+            await self._drop_idle()
+            raise
+
+    async def _try_twice(self, command: Sequence[str | int]) -> Any:
+        """The second time after a connection that broke: a server that has just restarted answers on a new one."""
+        try:
+            return await self._try(command)
+        except Exception as error:
+            if not is_lost(error):
+                raise
+        await self._drop_idle()
+        return await self._try(command)
+
+    async def _try(self, command: Sequence[str | int]) -> Any:
         connection = self._idle.pop() if self._idle else self._make_connection()
         try:
             await self._connect(connection)
-            async with asyncio.timeout(self._timeout_s):
-                await _send(connection, command)
-                reply = await connection.read_response()
+            contemporaries = self._idle
+            await _send(connection, command)
+            reply = await connection.read_response()
+            if not fits(command, reply):
+                raise redis_errors.InvalidResponse(f"a reply to {command[0]} is of another form")
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        if len(self._idle) < MOST_IDLE:
+        if self._idle is contemporaries and len(self._idle) < self._most_idle:
             self._idle.append(connection)
         else:
             await connection.disconnect(nowait=True)
@@ -97,65 +141,71 @@ class _Connections:
             if not await connection.can_read():
                 return
             await connection.disconnect(nowait=True)
-        async with asyncio.timeout(self._timeout_s):
-            await connection.connect()
+            await self._drop_idle()
+        await connection.connect()
+
+    async def _drop_idle(self) -> None:
+        """Where one connection fails, those made before it are likely to: each would cost a batch its users.
+
+        Those that are in use see by the new list that they are not to come back.
+        """
+        dropped, self._idle = self._idle, []
+        for connection in dropped:
+            await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
         while self._idle:
             await self._idle.pop().disconnect()
 
 
-async def _send(connection: Any, command: Sequence[str]) -> None:
-    """Raises what redis-py raises."""
+async def _send(connection: Any, command: Sequence[str | int]) -> None:
     try:
         await connection.send_packed_command(connection.pack_command(*command))
-    except RuntimeError as error:  # uvloop's, where an idle connection was reset: `can_read` sees only an orderly end
+    except RuntimeError as error:  # uvloop's word for a connection that was reset while nobody read from it
         raise redis_errors.ConnectionError(str(error)) from error
 
 
 class Store:
-    """Reads of one store, and a lease on what is read. `trouble`: why the last question got no answer, if so."""
+    """Reads of one store, and a lease on what is read."""
 
-    def __init__(self, url: str, key_prefix: str, timeout_s: float) -> None:
-        # No retries: a second wait would double the caller's latency, and the next batch asks again anyway.
-        # RESP2: with RESP3 redis-py 8 skips its check for unread data on a pooled connection, and a connection that
-        # is one reply behind hands out another user's record.
-        self._redis: Any = Redis.from_url(
-            url,
-            protocol=2,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-        )
-        self._connections = _Connections(url, timeout_s)
+    def __init__(self, url: str, key_prefix: str, timeout_s: float, breaker: Breaker | None = None) -> None:
+        """timeout_s: of one question in all. breaker: of the reads of records. Raises StartupError for a bad URL."""
+        self._batches = _Connections(url, timeout_s, MOST_IDLE)
+        self._others = _Connections(url, timeout_s, MOST_LOOKS)
         self._looks = asyncio.Semaphore(MOST_LOOKS)
+        self._breaker = breaker or Breaker()
         self._prefix = key_prefix
         self._leases = True  # whether the store takes them
-        self.trouble: StoreError | None = None
+        self._trouble: StoreError | None = None
+        self._met: type[Exception] | None = None  # what the trouble was called by redis-py
+
+    @property
+    def trouble(self) -> StoreError | None:
+        """What is wrong: records are not asked for at present, or what the last question met; None: it was answered."""
+        return StoreCircuitOpen("too many reads have failed") if self._breaker.open else self._trouble
 
     async def read_active(self) -> ActivePointer | None:
         """What is published; None where nothing ever was. Raises StoreError, or ManifestError for a broken pointer."""
-        data = await self._ask(self._redis.get(active_key(self._prefix)))
+        ticket = self._breaker.watch()
+        data = await self._ask(self._others, "GET", active_key(self._prefix))
+        self._breaker.answered(ticket)
         return None if data is None else ActivePointer.from_json(data)
 
     async def read_manifest(self, model_id: str, generation: str) -> Manifest | None:
         """What one generation holds. Raises StoreError, or ManifestError for a broken manifest."""
-        data = await self._ask(self._redis.get(manifest_key(self._prefix, model_id, generation)))
+        data = await self._ask(self._others, "GET", manifest_key(self._prefix, model_id, generation))
         return None if data is None else Manifest.from_json(data)
 
     async def read_records(self, model_id: str, generation: str, user_ids: Sequence[Id]) -> dict[Id, bytes | None]:
         """The stored bytes per user, None for a user without a record, in one round trip. Raises StoreError."""
         if not user_ids:
             return {}
-        keys = [record_key(self._prefix, model_id, generation, user_id) for user_id in user_ids]
-        return dict(zip(user_ids, await self._ask(self._connections.ask("MGET", *keys)), strict=True))
+        return await self._read_records(self._batches, model_id, generation, user_ids)
 
     async def read_record(self, model_id: str, generation: str, user_id: Id) -> bytes | None:
         """One user's stored bytes, for those who look; batches have connections of their own. Raises StoreError."""
-        key = record_key(self._prefix, model_id, generation, user_id)
         async with self._looks:
-            data: bytes | None = await self._ask(self._redis.get(key))
-        return data
+            return (await self._read_records(self._others, model_id, generation, [user_id]))[user_id]
 
     async def lease(self, published: Published, reader: str, ttl_ms: int) -> None:
         """Say that `reader` serves a generation, for so long: the builder keeps it. Raises StoreError.
@@ -164,40 +214,62 @@ class Store:
         and is logged once: then a generation is kept for the builder's period of grace and no longer.
         """
         member = lease_member(published.model_id, published.generation, reader)
+        command = ("EVAL", _LEASE, 1, leases_key(self._prefix), member, ttl_ms)
         try:
-            await self._ask(
-                self._redis.eval(_LEASE, 1, leases_key(self._prefix), member, ttl_ms), redis_errors.ResponseError
-            )
+            await self._ask(self._others, *command, answers=redis_errors.ResponseError)
             self._leases = True
         except redis_errors.ResponseError as error:
             if self._leases:
-                logger.warning("the store takes no lease, old generations stay for a period of grace only: %s", error)
+                logger.warning(
+                    "the store takes no lease, old generations stay for a period of grace only: %s", translate(error)
+                )
             self._leases = False
 
     async def close(self) -> None:
-        await self._connections.close()
-        await self._redis.aclose()
+        await self._batches.close()
+        await self._others.close()
 
-    async def _ask(self, question: Awaitable[T], answers: type[Exception] | tuple[()] = ()) -> T:
+    async def _read_records(
+        self, connections: _Connections, model_id: str, generation: str, user_ids: Sequence[Id]
+    ) -> dict[Id, bytes | None]:
+        keys = [record_key(self._prefix, model_id, generation, user_id) for user_id in user_ids]
+        ticket = self._breaker.admit()
+        if ticket is None:
+            raise StoreCircuitOpen("too many reads have failed: this one was not tried")
+        try:
+            # MGET also of one: GET answers a key of another type with an error, as if the store were in trouble.
+            records = await self._ask(connections, "MGET", *keys)
+        except StoreError:
+            self._breaker.failed(ticket)
+            raise
+        except BaseException:
+            self._breaker.given_up(ticket)
+            raise
+        self._breaker.succeeded(ticket)
+        return dict(zip(user_ids, records, strict=True))
+
+    async def _ask(
+        self, connections: _Connections, *command: str | int, answers: type[Exception] | tuple[()] = ()
+    ) -> Any:
         """answers: errors that are the store's answer, and the caller's to deal with."""
         try:
-            answer = await question
+            answer = await connections.ask(*command)
         except answers:
-            self._note(None)
+            self._note(None, None)
             raise
         except Exception as error:
             trouble = translate(error)
             if trouble is None:
                 raise
-            self._note(trouble)
-            raise trouble from error
-        self._note(None)
+            self._note(trouble, type(error))
+            raise trouble from None  # whose words are kept, without what `translate` leaves out
+        self._note(None, None)
         return answer
 
-    def _note(self, trouble: StoreError | None) -> None:
+    def _note(self, trouble: StoreError | None, met: type[Exception] | None) -> None:
         """Remember the state and log its changes, not each of its thousand consequences."""
-        if trouble is not None and self.trouble is None:
+        if trouble is not None and met is not self._met:
             logger.warning("the store does not answer, scores are degraded (%s): %s", trouble.reason, trouble)
-        elif trouble is None and self.trouble is not None:
+        elif trouble is None and self._trouble is not None:
             logger.info("the store answers again")
-        self.trouble = trouble
+        self._trouble, self._met = trouble, met

@@ -59,6 +59,14 @@ def test_top_level_is_as_designed(name: str) -> None:
     assert (ROOT / name).exists()
 
 
+def test_no_api_key_is_committed() -> None:
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    key = re.compile(rb"lrea_[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])")
+    assert [name for name in files if (ROOT / name).is_file() and key.search((ROOT / name).read_bytes())] == []
+
+
 def test_ci_runs_make_check_test() -> None:
     commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and line[0] != "#"]
     assert commands == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make check test"]

@@ -1,6 +1,9 @@
 """The compose file builds and mounts what exists, sets what is read, and is closed to the outside."""
 
 import re
+from pathlib import Path
+
+import pytest
 
 from service.settings import Settings
 from tests.docker.parsing import DOCKER, ROOT, compose, settings_of
@@ -23,7 +26,7 @@ def test_compose_builds_and_mounts_what_exists() -> None:
 
 
 def test_compose_sets_only_settings_that_exist() -> None:
-    for file in ("compose.yaml", "compose.gpu.yaml"):
+    for file in ("compose.yaml", "compose.gpu.yaml", "compose.keys.yaml"):
         for name, service in compose(file)["services"].items():
             ours = {key for key in service.get("environment", {}) if key.startswith("LREA_")}
             assert ours <= (settings_of(name) if name in ("service", "builder") else set()), f"{file}: {name}"
@@ -46,5 +49,18 @@ def test_compose_is_hardened_and_stays_on_this_host() -> None:
     assert "--maxmemory" in command
 
 
-def test_gpu_file_changes_services_that_exist() -> None:
-    assert compose("compose.gpu.yaml")["services"].keys() <= compose()["services"].keys()
+@pytest.mark.parametrize("file", ["compose.gpu.yaml", "compose.keys.yaml"])
+def test_other_files_change_services_that_exist(file: str) -> None:
+    assert compose(file)["services"].keys() <= compose()["services"].keys()
+
+
+def test_keys_are_mounted_where_they_are_looked_for() -> None:
+    service, prometheus = (compose("compose.keys.yaml")["services"][name] for name in ("service", "prometheus"))
+    [keys] = service["volumes"]
+    assert keys.endswith("}/service:/keys:ro")
+    assert service["environment"] == {"LREA_API_KEYS_FILE": "/keys/api-keys"}
+    [key] = prometheus["volumes"]
+    assert key.endswith("}/prometheus:/keys:ro")
+    [config] = [word.partition("=")[2] for word in prometheus["command"] if word.startswith("--config.file=")]
+    assert (DOCKER / "prometheus" / Path(config).name).is_file()
+    assert f"./prometheus:{Path(config).parent}:ro" in compose()["services"]["prometheus"]["volumes"]

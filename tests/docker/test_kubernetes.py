@@ -1,6 +1,7 @@
 """The manifests agree with each other, with the images and with the service's settings."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,19 @@ def test_probes_ask_the_routes_that_they_mean() -> None:
     container = dict(pods())["lrea-service"]["containers"][0]
     paths = {probe: container[probe]["httpGet"]["path"] for probe in container if probe.endswith("Probe")}
     assert paths == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
+
+
+def test_api_keys_come_from_a_secret_that_is_not_here() -> None:
+    pod = dict(pods())["lrea-service"]
+    container = pod["containers"][0]
+    [file] = [Path(each["value"]) for each in container["env"] if each["name"] == "LREA_API_KEYS_FILE"]
+    [mount] = [each for each in container["volumeMounts"] if each["mountPath"] == str(file.parent)]
+    assert mount["readOnly"] is True
+    assert "subPath" not in mount, "it would never see a change"
+    [volume] = [each for each in pod["volumes"] if each["name"] == mount["name"]]
+    assert volume["secret"] == {"secretName": "lrea-api-keys"}
+    assert f"lrea-api-keys --from-file={file.name}" in (DOCKER / "kubernetes" / "kustomization.yaml").read_text()
+    assert "Secret" not in {manifest["kind"] for manifest in manifests()}
 
 
 def test_a_pod_outlives_its_drain() -> None:

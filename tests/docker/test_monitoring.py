@@ -77,6 +77,15 @@ def test_prometheus_reads_the_rules_and_scrapes_the_service() -> None:
     assert set(re.findall(r'job="([^"]+)"', alerts)) == {job["job_name"]}
 
 
+def test_prometheus_with_a_key_differs_in_nothing_else() -> None:
+    plain, keyed = (
+        yaml.safe_load((DOCKER / "prometheus" / name).read_text()) for name in ("prometheus.yml", "prometheus.keys.yml")
+    )
+    (job,) = keyed["scrape_configs"]
+    assert job.pop("authorization") == {"credentials_file": "/keys/key"}
+    assert keyed == plain
+
+
 def test_grafana_finds_its_datasource_and_dashboard() -> None:
     provisioning = DOCKER / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]

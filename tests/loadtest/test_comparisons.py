@@ -1,5 +1,6 @@
 """Replay and fidelity against a real service that is not as it should be: one message, and an exit code of 1."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -108,6 +109,18 @@ def test_both_pass_on_a_service_that_is_right(served: Served) -> None:
     }  # fmt: skip
     assert orjson.loads(compared.stdout).keys() == {"users", "candidates", "max_abs_diff", "max_abs_diff_unquantised"}
     assert compared.stderr == ""
+
+
+def test_both_ask_with_the_key_of_the_environment(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"key_prefix": served.prefix, "bundles_dir": served.folder / "bundles"}
+    key = f"tester score sha256:{hashlib.sha256(b'the key').hexdigest()}"
+    with running_service(store_url=served.store, api_keys=key, **settings) as client:
+        asking = replace(served, url=str(client.base_url))
+        assert_refused(asking.replay(), "found 401 ")
+        refused = asking.fidelity()
+        assert (refused.exit_code, "401 Unauthorized" in refused.stderr) == (1, True)
+        monkeypatch.setenv("LREA_LOADTEST_API_KEY", "the key")
+        assert (asking.replay().exit_code, asking.fidelity(users=3).exit_code) == (0, 0)
 
 
 def test_fewer_users_and_candidates_may_be_compared(served: Served) -> None:

@@ -1,5 +1,6 @@
 """The load test against the real thing: a built cache, a running service, and Locust as a user runs it."""
 
+import hashlib
 import json
 import os
 import re
@@ -82,8 +83,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory, store_url: str) -> dic
 
 
 def test_right_answers_pass(environment: dict[str, str]) -> None:
-    with running_service(environment) as url:
-        result = locust(url, environment)
+    key = f"locust score sha256:{hashlib.sha256(b'the key').hexdigest()}"
+    with running_service(environment | {"LREA_API_KEYS": key}) as url:
+        result = locust(url, environment | {"LREA_LOADTEST_API_KEY": "the key"})
 
     assert result.returncode == 0, result.stdout + result.stderr
     routes: list[dict[str, Any]] = json.loads(result.stdout)

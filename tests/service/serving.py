@@ -9,24 +9,29 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
-import uvloop
 from prometheus_client import CollectorRegistry
 
+from service.event_loop import EventLoop
 from service.serve import Server, compose
 from service.settings import Settings
 from tests.conftest import free_port
 
 
 @contextmanager
-def running_service(**values: Any) -> Iterator[httpx.Client]:
-    """Serve with these settings and give a client of it, once it is ready. Raises what the service's start raises."""
+def running_service(verify: Any = True, **values: Any) -> Iterator[httpx.Client]:
+    """Serve with these settings and give a client of it, once it is ready. Raises what the service's start raises.
+
+    verify: of the client (httpx), where the service has a certificate: an ssl.SSLContext that trusts it.
+    """
     # The tests' machine may be busy: the default of 50 ms would take its hiccups for a store that does not answer.
     chosen: Any = {"port": free_port(), "device": "cpu", "store_timeout_ms": 2000, "timeout_ms": 20_000} | values
     settings = Settings(**chosen)
     service = _ServiceThread(settings)
     service.start()
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=30) as client:
+        scheme = "http" if settings.tls_certificate_file is None else "https"
+        url = f"{scheme}://127.0.0.1:{settings.port}"
+        with httpx.Client(base_url=url, timeout=30, verify=verify) as client:
             service.wait_until_ready(client)
             yield client
     finally:
@@ -43,7 +48,7 @@ class _ServiceThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            with asyncio.Runner(loop_factory=EventLoop) as runner:
                 runner.run(self._serve())
         except BaseException as error:
             self._error = error

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -54,9 +54,12 @@ class Scorer:
     def discard(self, fetched: list[str]) -> None:
         self.held.remove(fetched)
 
-    async def compute(self, works: Sequence[Work], fetched: list[str]) -> list[str]:
+    def compute(self, works: Sequence[Work], fetched: list[str]) -> Awaitable[list[str]]:
         self.held.remove(fetched)
         self.batches.append([work.name for work in works])
+        return self._computed(works)
+
+    async def _computed(self, works: Sequence[Work]) -> list[str]:
         await self.gate.wait()
         if any(work.name == "bad" for work in works):
             raise ValueError("a bad batch")

@@ -86,7 +86,8 @@ def test_every_field_is_in_the_manual() -> None:
 def test_every_reason_stage_and_problem_is_in_the_manual() -> None:
     for stage in STAGES:
         assert f"| `{stage}` |" in MANUAL
-    reasons = {"no_active_generation", "store_timeout", "store_unavailable", *DEGRADED_BY_RECORD.values()}
+    stores = {error.reason for error in errors.StoreError.__subclasses__()}
+    reasons = {"no_active_generation", *stores, *DEGRADED_BY_RECORD.values()}
     assert reasons == set(rows("Reason"))
     assert set(Reason) == set(DEGRADED_BY_RECORD), "every reason of the codec has a word for the caller"
     kinds = {error.kind: str(error.status) for error in errors.ServiceError.__subclasses__()}

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import torch
 
+from service.listen import is_loopback
 from tests.conftest import free_port
 from tests.service.cache import Cache
 from tests.tiny import item_id, user_id
@@ -94,6 +95,8 @@ def test_it_serves_drains_and_stops(cache: Cache) -> None:
         ({"port": 70_000}, "LREA_PORT"),
         ({"store_url": "http://user:hunter2@cache"}, "LREA_STORE_URL"),
         ({"key_prefix": "a b"}, "LREA_KEY_PREFIX"),
+        ({"api_keys": "ranker score hunter2"}, "LREA_API_KEYS, line 1: the hash is a word of 7 characters"),
+        ({"api_keys": ""}, "LREA_API_KEYS: there is no key"),
         pytest.param(
             {"device": "cuda"},
             "LREA_DEVICE",
@@ -113,6 +116,32 @@ def test_it_refuses_to_start_with_one_message(
     assert message in line
     assert "Traceback" not in log
     assert "hunter2" not in log + output
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "127.0.0.1"}, False),
+        ({"host": "0.0.0.0", "api_keys": f"ranker score sha256:{'0' * 64}"}, False),
+    ],
+)
+def test_it_warns_where_everybody_may_ask_everything(
+    settings: dict[str, object], warned: bool, tmp_path: Path, store_url: str, key_prefix: str
+) -> None:
+    place = {"store_url": store_url, "key_prefix": key_prefix, "bundles_dir": tmp_path, "port": free_port()}
+    with process(**place | settings) as service:
+        _, log = service.communicate(timeout=50)
+    assert "cannot start: no bundle in" in log
+    assert log.count("WARNING service: no API keys are set: whoever reaches 0.0.0.0 port ") == warned
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("0.0.0.0", False), ("::", False), ("", False)],
+)
+def test_what_is_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) == loopback
 
 
 def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(cache: Cache) -> None:
@@ -136,6 +165,17 @@ def test_a_signal_ends_it_while_it_starts(tmp_path: Path) -> None:
                 service.send_signal(signal.SIGTERM)
                 output, log = service.communicate(timeout=15)
     assert (service.returncode, output) == (0, "")
+    assert "Traceback" not in log
+
+
+def test_a_signal_that_comes_just_before_it_serves_counts(cache: Cache) -> None:
+    cache.publish({USER: [item_id("int", 1)]})
+    signalled = "gc.freeze = lambda: signal.raise_signal(signal.SIGTERM); "  # the last thing done before
+    program = ["-c", "import gc, signal; " + signalled + "from service.__main__ import command; command()"]
+    settings = {"store_url": cache.url, "key_prefix": cache.prefix, "bundles_dir": cache.bundles_dir}
+    with process_of([], settings | {"port": free_port(), "store_timeout_ms": 2000}, program=program) as service:
+        _, log = service.communicate(timeout=50)
+    assert service.returncode == 0
     assert "Traceback" not in log
 
 
