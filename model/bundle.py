@@ -102,11 +102,18 @@ class Bundle:
         """State of the L behaviours before the last S of `ids` (oldest first); older ones are cut off. On the CPU."""
         long_length, short_length = self.config.long_length, self.config.short_length
         newest_first = list(ids[: max(len(ids) - short_length, 0)][-long_length:])[::-1]
+        if not newest_first:
+            return self.empty_state
         return self.state_from_long(_pad(self.catalogue.encode(newest_first), long_length).unsqueeze())
 
+    @cached_property
     def empty_state(self) -> UserState:
-        """State of a user without history, on the CPU."""
-        return self.state_from_history([])
+        """State of every user without a long history, on the CPU: not to be written to.
+
+        Made once. It takes 0.5 ms at L = 512, more than all else of a request of 100 candidates, and when the store
+        fails everybody needs it.
+        """
+        return self.state_from_long(_pad(self.catalogue.encode([]), self.config.long_length).unsqueeze())
 
     def state_from_long(self, long: Items) -> UserState:
         """State of one user's encoded long history [1, L], newest first, zero where padded. On the CPU."""

@@ -42,7 +42,7 @@ def score_nobody(bundle: Bundle, users: int, candidates: int) -> None:
 def _nobody(bundle: Bundle, candidates: int) -> ScoringInput:
     nobody: Id = 0 if bundle.item_kind == "int" else "warm-up"
     request = ScoringInput(
-        state=bundle.empty_state(),
+        state=bundle.empty_state,
         short=bundle.short_window([nobody]),
         user_codes=bundle.user_features.encode({}),
         context_codes=bundle.context_features.encode({}),

@@ -5,7 +5,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,29 @@ def become_the_generator(core: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def wait_until(happened: Callable[[], bool], patience_s: float) -> bool:
+    """Ask again and again, for at most so long. Returns whether it happened."""
+    deadline = time.monotonic() + patience_s
+    while not happened():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 class Store:
     """A Valkey process with a folder of its own; it finds its data again when it is started after a kill."""
 
     def __init__(self, folder: Path) -> None:
         """Started; on the core of this process."""
-        self._port = free_port()
-        self._server = ValkeyServer(port=self._port, data_dir=folder, appendonly="yes", appendfsync="everysec")
+        self.port = free_port()
+        self._server = ValkeyServer(port=self.port, data_dir=folder, appendonly="yes", appendfsync="everysec")
         self._start()
 
     @property
     def url(self) -> str:
         """The same after a restart."""
-        return f"redis://{HOST}:{self._port}/0"
+        return f"redis://{HOST}:{self.port}/0"
 
     @property
     def process_id(self) -> int:
@@ -124,6 +134,11 @@ class Service:
     def metrics(self) -> str:
         """All its metrics, as text."""
         return httpx.get(f"{self.url}/metrics").text
+
+    def degraded(self) -> list[str]:
+        """What it says is wrong, while it is ready."""
+        found: list[str] = httpx.get(f"{self.url}/readyz").json()["degraded"]
+        return found
 
     def _is_ready(self) -> bool:
         try:

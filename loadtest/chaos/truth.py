@@ -34,9 +34,11 @@ class Question(NamedTuple):
 class Truth:
     """Logits by model, generation and user state. Every user has a record in every generation that was added."""
 
-    def __init__(self, user_ids: Sequence[int], lists: Sequence[Sequence[int]]) -> None:
+    def __init__(self, user_ids: Sequence[int], lists: Sequence[Sequence[int]], strangers: Sequence[int] = ()) -> None:
+        """strangers: users without a record, who are asked about, too."""
         self.user_ids = user_ids
         self.lists = lists
+        self.strangers = strangers
         self._row_of = {user_id: row for row, user_id in enumerate(user_ids)}
         self._cached: dict[tuple[str, str], list[Logits]] = {}  # [U, B] of each list
         self._empty: dict[str, list[Logits]] = {}  # [B] of each list
@@ -55,13 +57,15 @@ class Truth:
 
     def questions(self) -> list[Question]:
         """All of them; neighbours are of different users."""
-        return [Question(user_id, listed) for listed in range(len(self.lists)) for user_id in self.user_ids]
+        user_ids = [*self.user_ids, *self.strangers]
+        return [Question(user_id, listed) for listed in range(len(self.lists)) for user_id in user_ids]
 
     def logits(self, model_id: str, generation: str | None, state: str, question: Question) -> Logits | None:
         """The right ones, [B]; None if nobody may answer so."""
-        if state == CACHED and generation is not None and (model_id, generation) in self._cached:
-            row: Logits = self._cached[model_id, generation][question.listed][self._row_of[question.user_id]]
-            return row
+        row = self._row_of.get(question.user_id)
+        if state == CACHED and row is not None and generation is not None and (model_id, generation) in self._cached:
+            logits: Logits = self._cached[model_id, generation][question.listed][row]
+            return logits
         if state == EMPTY and model_id in self._empty:
             return self._empty[model_id][question.listed]
         return None
@@ -82,7 +86,7 @@ class Truth:
         wanted = self.logits(model_id, generation, state, question)
         if wanted is None:
             return f"model {model_id!r}, generation {generation!r}, user state {state!r}: wanted one that was published"
-        if state == EMPTY and not degraded:
+        if state == EMPTY and not degraded and question.user_id not in self.strangers:
             return f"user {question.user_id} has a record, found {EMPTY} without a reason"
         try:
             found = logits_of(scores)
@@ -93,6 +97,18 @@ class Truth:
         if _near(found, wanted):
             return None
         return self._whose(found, question) or f"scores: {_distance(found, wanted):.1e} from the model's on the logit"
+
+    def least_distance(self) -> float:
+        """Between any two answers to one question that must not be taken for each other: of two users, of two models.
+
+        More than twice TOLERANCE, or another user's answer could pass for the right one.
+        """
+        return min(map(self._least_distance, range(len(self.lists))))
+
+    def _least_distance(self, listed: int) -> float:
+        cached = [lists[listed] for lists in self._cached.values()]
+        rows = np.concatenate([*cached, [lists[listed] for lists in self._empty.values()]])
+        return min(float(np.abs(rows[at + 1 :] - rows[at]).max(axis=1).min()) for at in range(len(rows) - 1))
 
     def _whose(self, found: Logits, question: Question) -> str | None:
         """Whose scores these are instead, if they are anybody's."""

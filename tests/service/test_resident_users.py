@@ -359,7 +359,7 @@ def assert_all_slots_are_free(service: Pipeline, model: ActiveModel) -> None:
 def _nobody(model: ActiveModel) -> StoredUser:
     bundle = model.bundle
     return StoredUser(
-        state=bundle.empty_state(),
+        state=bundle.empty_state,
         short=bundle.short_window([]),
         user_codes=bundle.user_features.encode({}),
         watermark=None,

@@ -41,4 +41,4 @@ def test_a_method_is_trained_judged_and_read_back(
     assert ("long.projection" in bundle.ranker.state_dict()) == (method in HASHED)
     assert not bundle.config.cacheable
     with pytest.raises(ValueError, match='only a model with long_attention = "lrea"'):
-        bundle.empty_state()
+        bundle.state_from_history([])

@@ -90,9 +90,12 @@ def test_a_state_from_a_history_is_the_state_the_builder_computes(data: Path, bu
 
 
 def test_an_empty_history_scores_and_says_nothing_of_the_past(bundle: Bundle) -> None:
-    state = bundle.empty_state()
+    state = bundle.empty_state
     assert all(bool((part == 0).all()) for part in state)
     assert len(bundle.short_window([]).rows) == 0
+    recent = [item_id("int", number) for number in range(bundle.config.short_length)]
+    assert bundle.state_from_history([]) is bundle.state_from_history(recent) is state, "made once: it is not cheap"
+    assert bundle.state_from_history([*recent, item_id("int", 1)]) is not state
 
 
 def test_unknown_items_share_one_row_but_not_one_identity(bundle: Bundle) -> None:
