@@ -18,6 +18,8 @@ VERIFIED = $(BIN)/python -m pip install --quiet $(PIP_FLAGS) --no-deps --require
 REFUSED = { echo "not what the locks pin: if a hash doesn't match, the head of requirements.lock says why" >&2; exit 1; }
 # For `make lock`, the packages that may change: UPGRADE="redis torch" or UPGRADE=all.
 UPGRADE ?=
+# For pip-audit, e.g. AUDIT_FLAGS="--vulnerability-service osv".
+AUDIT_FLAGS ?=
 TORCH := 2.13.0
 TRITON := 3.7.1
 FEAST_VENV := .venv-feast
@@ -82,11 +84,13 @@ test: $(READY) ## run the tests and report coverage
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report= tests/model
 	$(BIN)/python -m pytest --cov --cov-append --cov-report=term --ignore tests/model
 
-check: $(READY) ## formatting, lint, types, import contracts
+# The audit ends with 75 where nobody answers for known vulnerabilities, and says so.
+check: $(READY) ## formatting, lint, types, import contracts, known vulnerabilities
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/audit.py $(LOCKS) -- $(AUDIT_FLAGS) || test $$? = 75
 
 format: $(READY) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff format $(CODE)
