@@ -10,7 +10,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCK_VENV := .venv-lock
+TORCH_FILE := $(VENV)/torch
 EXTRAS := demo,plots,ray,test,dev
+LOCKS := requirements.lock requirements-extras.lock requirements-cuda.lock
+# Without dependencies: what no lock names is not fetched unseen.
+VERIFIED = $(BIN)/python -m pip install --quiet $(PIP_FLAGS) --no-deps --require-hashes
+REFUSED = { echo "not what the locks pin: if a hash doesn't match, the head of requirements.lock says why" >&2; exit 1; }
+# For `make lock`, the packages that may change: UPGRADE="redis torch" or UPGRADE=all.
+UPGRADE ?=
+# For pip-audit, e.g. AUDIT_FLAGS="--vulnerability-service osv".
+AUDIT_FLAGS ?=
 TORCH := 2.13.0
 TRITON := 3.7.1
 FEAST_VENV := .venv-feast
@@ -43,13 +52,29 @@ LOADTEST_SECONDS ?= 30
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+# torch by itself, in two steps: with hashes, pip prefers a file whose hash an index says to one in a folder, so that a
+# CPU build which lies there would lose to several GB from the index.
 setup: $(READY) ## make .venv and install the locked dependencies
 
-$(READY): requirements.lock pyproject.toml
+$(READY): $(LOCKS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "found $$($(PYTHON) --version), wanted 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c requirements.lock -e '.[$(EXTRAS)]'
+	rm -rf $(TORCH_FILE)
+	$(BIN)/python -m pip download --quiet $(PIP_FLAGS) --no-deps --only-binary :all: --dest $(TORCH_FILE) \
+	    $$(grep -oE '^torch==[^ ]+' requirements.lock)
+	sed -n '/^torch==/,/[^\\]$$/p' requirements.lock > $(TORCH_FILE)/torch.lock
+	$(VERIFIED) --no-index --find-links $(TORCH_FILE) -r $(TORCH_FILE)/torch.lock || $(REFUSED)
+	rm -r $(TORCH_FILE)
+	$(VERIFIED) -r requirements.lock -r requirements-extras.lock || $(REFUSED)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@if grep '^torch .* requires \(cuda\|nvidia\)-' <($(BIN)/python -m pip check); then \
+	    echo 'torch is a CUDA build: installing its libraries'; \
+	    $(VERIFIED) -r requirements-cuda.lock || $(REFUSED); \
+	fi
+	@$(BIN)/python -m pip check || { \
+	    echo 'the locks are of Python 3.11 on Linux and miss this: installing it without hashes' >&2; \
+	    $(BIN)/python -m pip install --quiet $(PIP_FLAGS) --no-build-isolation -e '.[$(EXTRAS)]'; }
 	@touch $@
 
 demo: $(READY) ## train, build and score real data from nothing, then exit
@@ -63,11 +88,13 @@ test: $(READY) ## run the tests and report coverage
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report= tests/model
 	$(BIN)/python -m pytest --cov --cov-append --cov-report=term --ignore tests/model
 
-check: $(READY) ## formatting, lint, types, import contracts
+# The audit ends with 75 where nobody answers for known vulnerabilities, and says so.
+check: $(READY) ## formatting, lint, types, import contracts, known vulnerabilities
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/audit.py $(LOCKS) -- $(AUDIT_FLAGS) || test $$? = 75
 
 format: $(READY) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff format $(CODE)
@@ -96,7 +123,8 @@ bench-peers: $(READY) ## measure the service beside LitServe, BentoML, MLServer 
 	for peer in $(PEERS); do \
 	    venv=$(PEERS_VENV)-$${peer%%==*}; \
 	    test -x $$venv/bin/pip || $(PYTHON) -m venv $$venv; \
-	    $$venv/bin/python -m pip install --quiet $(PIP_FLAGS) $$peer $$(grep -E '^($(PEERS_SHARED))==' requirements.lock); \
+	    $$venv/bin/python -m pip install --quiet $(PIP_FLAGS) $$peer \
+	        $$(grep -oE '^($(PEERS_SHARED))==[^ ]+' requirements.lock); \
 	done
 	$(BIN)/python -m loadtest.peers.run $(PEERS_PYTHONS) $(PEERS_FLAGS)
 
@@ -114,18 +142,14 @@ loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles,
 	    --headless --only-summary --exit-code-on-error 1 --host $(LOADTEST_HOST) \
 	    --users $(LOADTEST_USERS) --spawn-rate $(LOADTEST_USERS) --run-time $(LOADTEST_SECONDS)s
 
-# A fresh environment, so that the lock holds what the extras need and nothing that was once tried out.
-# torch is named, for its newest release is not always the one that was measured. Its local version tag (+cpu, +cu130)
-# is dropped and so are the CUDA packages, which torch itself pins: each machine picks its own build of one release.
-# Triton is named too: tests need it beside a CPU build, and it has to be the one that torch's CUDA builds pin.
-lock: ## write requirements.lock anew from what pyproject.toml asks for
+# A fresh environment, so that its pip is that of $(PYTHON). torch is named, for its newest release is not always the one
+# that was measured. Triton is named too: tests need it beside a CPU build, and it has to be the one that torch's CUDA
+# builds pin.
+lock: ## write the locks anew from what pyproject.toml asks for, keeping every version but UPGRADE's
 	rm -rf $(LOCK_VENV)
 	$(PYTHON) -m venv $(LOCK_VENV)
-	$(LOCK_VENV)/bin/python -m pip install --quiet $(PIP_FLAGS) torch==$(TORCH) triton==$(TRITON) -e '.[$(EXTRAS)]'
-	{ echo '# Written by `make lock`: every dependency of .[$(EXTRAS)]; `make setup` takes it as constraints.'; \
-	  $(LOCK_VENV)/bin/python -m pip freeze --all --exclude-editable \
-	  | sed -E '/^(pip==|wheel==|nvidia-|cuda-)/d; s/\+[A-Za-z0-9.]+$$//'; } > requirements.lock.new
-	mv requirements.lock.new requirements.lock
+	$(LOCK_VENV)/bin/python scripts/lock.py --extras '$(EXTRAS)' --upgrade '$(UPGRADE)' --pip-flags='$(PIP_FLAGS)' \
+	    torch==$(TORCH) triton==$(TRITON)
 	rm -rf $(LOCK_VENV)
 
 clean: ## remove .venv, caches and what the demo made

@@ -6,7 +6,6 @@ as Ray programs find it (RAY_ADDRESS); without one, this machine is the cluster.
 """
 
 import logging
-import pickle
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ import ray.data
 import torch
 from ray.exceptions import RayError
 
+from cache_builder import errors
 from cache_builder.errors import BuilderError, WorkerError
 from cache_builder.ledger import ShardLedger
 from cache_builder.shard import Advance, ShardBuilder, ShardTask, ignored
@@ -24,6 +24,12 @@ from cache_builder.store import Address, Store
 from model.allocator import keep_freed_memory
 from model.bundle import load_bundle
 from model.log.parquet_columns import DataError
+
+# What an actor may report, by the name under which it comes back: a pickled exception would be code from elsewhere.
+KINDS: dict[str, type[Exception]] = {
+    "DataError": DataError,
+    **{name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, BuilderError)},
+}
 
 
 class RayWorkers:
@@ -70,7 +76,7 @@ class RayWorkers:
         try:
             for row in built.iter_rows():
                 if row["error"]:
-                    raise pickle.loads(row["error"])  # of an actor of ours
+                    raise KINDS[row["error"]](row["message"])
                 yield row["shard"], row["users"], row["size"]
         except RayError as error:
             raise WorkerError(f"Ray gave up: {' '.join(str(error).split())[-300:]}") from error
@@ -87,9 +93,10 @@ class _Builder:
     def __call__(self, call: dict[str, Any]) -> dict[str, Any]:
         try:
             ledger = self._do(**call)
-            return {"shard": call["shard"], "users": len(ledger), "size": ledger.record_bytes, "error": b""}
+            done = {"users": len(ledger), "size": ledger.record_bytes, "error": "", "message": ""}
         except (BuilderError, DataError) as error:  # as a value: thrown, Ray would print it with all of its own stack
-            return {"shard": call["shard"], "users": 0, "size": 0, "error": pickle.dumps(error)}
+            done = {"users": 0, "size": 0, "error": type(error).__name__, "message": str(error)}
+        return {"shard": call["shard"], **done}
 
     def _do(self, shard: int, step: str, again: bool) -> ShardLedger:
         if step == "write":

@@ -2,15 +2,19 @@
 
 import importlib.metadata
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from scripts.lock import Pin, parse
 
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = (
@@ -26,17 +30,17 @@ TOP_LEVEL = (
 )
 PACKAGES = ("cache_builder", "loadtest", "model", "service")
 EXTRAS = ("demo", "plots", "ray", "test", "dev")  # what the lock covers
-CUDA = ("nvidia-", "cuda-")  # torch pins these itself, where its build needs them
+CUDA = ("nvidia-", "cuda-")  # what torch asks for where its build needs it
 
 
 def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def lock() -> dict[str, str]:
-    """Package (normalised name) -> line of the lock."""
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    return {canonicalize_name(line.partition("==")[0]): line for line in lines if line and not line.startswith("#")}
+def lock(*names: str) -> dict[str, Pin]:
+    """The pins of requirements.lock, or of those with these endings, by normalised name."""
+    files = [ROOT / f"requirements{name}.lock" for name in names or ("",)]
+    return {key: pin for file in files for key, pin in parse(file.read_text()).items()}
 
 
 def closure(requirements: list[str]) -> set[str]:
@@ -72,28 +76,66 @@ def test_ci_runs_make_check_test() -> None:
     assert commands == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make check test"]
 
 
-def test_every_dependency_is_pinned_exactly() -> None:
-    for line in lock().values():
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), (
-            f"{line!r}: wanted name==version without a local tag"
-        )
-    assert lock()["torch"] == "torch==2.13.0"
+@pytest.mark.parametrize("name", ["", "-extras", "-cuda"])
+def test_every_line_of_a_lock_is_a_pin_or_its_hash(name: str) -> None:
+    """The form itself, not by the script that writes it: nothing else may reach pip, no option and no address."""
+    lines = (ROOT / f"requirements{name}.lock").read_text().splitlines()
+    for before, line in pairwise(line for line in lines if not line.startswith("#")):
+        if before.endswith("\\"):
+            assert re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
+        else:
+            assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+( ; [\w\"= ]+)? \\", line), line
+    assert lines[-1].startswith("    --hash=")
 
 
-def test_the_lock_and_torch_agree_about_triton() -> None:
-    """torch's CUDA builds pin one Triton; a constraint on another would leave such a machine without an answer."""
-    assert (lock()["torch"], lock()["triton"]) == ("torch==2.13.0", "triton==3.7.1")
+def test_every_direct_dependency_is_locked_in_a_version_that_it_may_have() -> None:
+    locked = lock("", "-extras")
+    extras = project()["project"]["optional-dependencies"].values()
+    for line in (*project()["project"]["dependencies"], *(line for lines in extras for line in lines)):
+        requirement = Requirement(line)
+        pin = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pin.version), f"{line}, locked is {pin.version}: run `make lock`"
+        assert pin.hashes, line
+
+
+def test_what_builds_the_package_is_locked() -> None:
+    (backend,) = project()["build-system"]["requires"]
+    assert backend in project()["project"]["optional-dependencies"]["dev"]
+    pin = lock("-extras")["hatchling"]
+    assert backend == f"hatchling=={pin.version}"
+
+
+def test_the_locks_and_torch_agree_about_triton() -> None:
+    """torch's CUDA builds pin one Triton; the extras' must be that."""
+    assert lock()["torch"].version == "2.13.0"
+    assert {lock(name)["triton"].version for name in ("-extras", "-cuda")} == {"3.7.1"}
     pinned = [Requirement(line) for line in importlib.metadata.requires("torch") or []]
     assert {str(each.specifier) for each in pinned if each.name == "triton"} <= {"==3.7.1"}
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the lock is written with 3.11; others need other packages")
-def test_lock_holds_what_the_extras_need_and_nothing_else() -> None:
+def test_locks_hold_what_is_needed_and_nothing_else() -> None:
     extras = project()["project"]["optional-dependencies"]
     assert extras.keys() == {*EXTRAS, "embedded"}
-    direct = project()["project"]["dependencies"] + [line for extra in EXTRAS for line in extras[extra]]
-    needed = {name for name in closure(direct) if not name.startswith(CUDA)}
-    assert lock().keys() == needed, "run `make lock`"
+    runtime = project()["project"]["dependencies"]
+    needed, all_needed = (
+        {name for name in closure(direct) if not name.startswith(CUDA)} - {"pip"}
+        for direct in (runtime, runtime + [line for extra in EXTRAS for line in extras[extra]])
+    )
+    assert lock().keys() == needed - {"triton"}, "run `make lock`"
+    assert lock("-extras").keys() == all_needed - lock().keys(), "run `make lock`"
+    assert all(name.startswith(CUDA) or name == "triton" for name in lock("-cuda"))
+
+
+def test_what_a_peer_shares_is_cut_out_of_the_lock_as_pip_reads_it() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (shared,) = re.findall(r"^PEERS_SHARED := (\S+)$", makefile, flags=re.MULTILINE)
+    (command,) = re.findall(r"\$\$\((grep -oE '\^\(.*\)==.*' requirements\.lock)\)", makefile)
+    cut = shlex.split(command.replace("$(PEERS_SHARED)", shared))
+    done = subprocess.run(cut, cwd=ROOT, capture_output=True, text=True, check=True)
+    pins = [Requirement(line) for line in done.stdout.splitlines()]
+    assert {pin.name for pin in pins} == set(shared.split("|"))
+    assert {str(pin.specifier) for pin in pins} == {f"=={lock()[pin.name].version}" for pin in pins}
 
 
 def test_wheel_and_import_contracts_name_every_package() -> None:

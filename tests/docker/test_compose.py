@@ -48,6 +48,8 @@ def test_compose_is_hardened_and_stays_on_this_host() -> None:
     for name, service in compose()["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.keys() & {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc"}, name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
     command = compose()["services"]["store"]["command"]
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"

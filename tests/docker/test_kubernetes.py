@@ -38,11 +38,20 @@ def test_kustomization_names_every_manifest() -> None:
 def test_pod_is_locked_down_and_sets_only_settings_that_exist(name: str, pod: dict[str, Any]) -> None:
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] == 10001
+    assert pod["securityContext"]["runAsGroup"] == 10001
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+    assert not any("hostPath" in volume for volume in pod["volumes"])
     assert pod["automountServiceAccountToken"] is False
     assert pod["enableServiceLinks"] is False
     (container,) = pod["containers"]
-    assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+    assert "memory" in container["resources"]["limits"]
     variables = {variable["name"] for variable in container["env"] if variable["name"].startswith("LREA_")}
     assert variables <= settings_of(name.removeprefix("lrea-"))
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
