@@ -1,9 +1,14 @@
 """The errors of the service, drawn once: what an HTTP client sees of them. How it is sent is in problems.py.
 
 ServiceError                 a problem that is told to the client, with its status
+  MalformedHttp        400   what came is no request
   MalformedJson        400   the body is not JSON
   InvalidRequest       422   the body is JSON, but not a request that this model can answer
   BodyTooLarge         413
+  RequestHeaderTooLarge 431
+  RequestTimeout       408   the request did not come in time
+  TooManyBodies        503
+  TooManyConnections   503
   UnsupportedMediaType 415
   ModelNotFound        404   the inference protocol was asked for another model or version than the active one
   UserNotFound         404   the store was asked and has no such record
@@ -49,6 +54,10 @@ class ServiceError(Exception):
         return {}
 
 
+class MalformedHttp(ServiceError):
+    status, kind, title = 400, "malformed-http", "The request is not HTTP"
+
+
 class MalformedJson(ServiceError):
     status, kind, title = 400, "malformed-json", "The body is not JSON"
 
@@ -69,6 +78,22 @@ class InvalidRequest(ServiceError):
 
 class BodyTooLarge(ServiceError):
     status, kind, title = 413, "body-too-large", "The body is too large"
+
+
+class RequestHeaderTooLarge(ServiceError):
+    status, kind, title = 431, "request-header-too-large", "The request's head is too large"
+
+
+class RequestTimeout(ServiceError):
+    status, kind, title = 408, "request-timeout", "The request did not come in time"
+
+
+class TooManyBodies(ServiceError):
+    status, kind, title = 503, "too-many-bodies", "Too much is being sent at once"
+
+
+class TooManyConnections(ServiceError):
+    status, kind, title = 503, "too-many-connections", "There are too many connections"
 
 
 class UnsupportedMediaType(ServiceError):

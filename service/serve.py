@@ -21,9 +21,11 @@ from model.device import choose_device
 from service.active import Placement, choose
 from service.app import create_app
 from service.batcher import Batcher
+from service.connection import RESERVED, ConnectionLimits, connections
 from service.errors import StartupError
 from service.follow import ModelFollower
 from service.health import Health
+from service.listen import allow_connections
 from service.metrics import Metrics
 from service.place import GRACE_S
 from service.prepare import Limits, ScoringJob
@@ -95,6 +97,7 @@ async def serve_until_signal(server: Server, listeners: Sequence[socket.socket] 
 @asynccontextmanager
 async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Server]:
     """Every part, built from `settings` and put together, ready to serve; closed at the end. Raises StartupError."""
+    allow_connections(settings.max_connections + RESERVED)
     async with AsyncExitStack() as stack:
         store = Store(settings.store_url, settings.key_prefix, settings.store_timeout_ms / 1e3)
         stack.push_async_callback(store.close)
@@ -129,7 +132,7 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             health=health,
         )
         yield Server(
-            _uvicorn_config(settings, app),
+            _uvicorn_config(settings, app, metrics),
             follower=follower,
             metrics=metrics,
             health=health,
@@ -148,18 +151,29 @@ def _batcher(settings: Settings, scorer: Scorer) -> Batcher[ScoringJob, Fetched,
     return Batcher(scorer, max_works=settings.max_batch_requests, max_size=settings.max_batch_candidates)
 
 
-def _uvicorn_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
+def _uvicorn_config(settings: Settings, app: ASGIApp, metrics: Metrics) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=connections(_connection_limits(settings), metrics),  # type: ignore[arg-type]  # any callable will do
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nobody asks where a request came from
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=GRACE_S,
+    )
+
+
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        max_header_bytes=settings.max_header_bytes,
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        max_bodies_bytes=max(settings.max_bodies_mb << 20, settings.max_body_bytes),
+        max_connections=settings.max_connections,
     )
 
 

@@ -48,6 +48,20 @@ class Settings(BaseSettings):
     max_batch_requests: int = Field(64, ge=1, description="most requests in one forward, and in one /v1/score/batch")
     max_batch_candidates: int = Field(16_384, ge=1, description="most candidates in one forward")
     max_body_bytes: int = Field(8_388_608, ge=1, description="largest request body; a larger one answers 413")
+    max_bodies_mb: int = Field(
+        256, ge=1, description="most MiB of bodies that are still coming in, of one process; then 503"
+    )
+    max_header_bytes: int = Field(
+        32_768, ge=1024, description="most bytes of a request beside its body; more answer 431"
+    )
+    max_connections: int = Field(
+        4096, ge=1, description="most connections of one process; a further one is for probes, or answers 503"
+    )
+    header_timeout_s: float = Field(10.0, gt=0, description="longest wait for a request's line and headers; then 408")
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="longest wait for a request's body, then 408, or for the answer to be taken"
+    )
+    keep_alive_s: int = Field(75, ge=1, description="longest wait for the next request on a connection; then closed")
     store_timeout_ms: int = Field(50, ge=1, description="longest wait for the store: to connect, and for an answer")
     user_cache_mb: int = Field(64, ge=0, description="memory for resident users in MiB, on the device; 0: none")
     user_cache_max_age_s: float = Field(300.0, gt=0, description="age at which a resident user's record is read again")
