@@ -20,6 +20,8 @@ PEERS_VENV := .venv-peers
 PEERS_PYTHONS = $(foreach peer,$(PEERS),--peer $(firstword $(subst ==, ,$(peer)))=$(PEERS_VENV)-$(firstword $(subst ==, ,$(peer)))/bin/python)
 # For its command, e.g. PEERS_FLAGS="--quick --json FILE".
 PEERS_FLAGS ?=
+# For `make fuzz`, e.g. FUZZ_FLAGS="--seed 5".
+FUZZ_FLAGS ?=
 # For `make bench`, e.g. BENCH_FLAGS="--out docs/bench".
 BENCH_FLAGS ?=
 # What `model` needs, as the lock has it; everything else in a peer's environment is what the peer asks for.
@@ -34,7 +36,7 @@ LOADTEST_BUNDLES ?= .demo/bundles
 LOADTEST_USERS ?= 8
 LOADTEST_SECONDS ?= 30
 
-.PHONY: help setup demo serve test check bench bench-gpu bench-builder bench-feast bench-peers bench-skewed format loadtest lock clean
+.PHONY: help setup demo serve test check bench bench-gpu bench-builder bench-feast bench-peers bench-skewed format fuzz loadtest lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -98,6 +100,9 @@ bench-peers: $(READY) ## measure the service beside LitServe, BentoML, MLServer 
 
 bench-skewed: $(READY) ## measure what resident users save under skewed traffic, about 3 minutes
 	$(BIN)/python -m loadtest.skewed
+
+fuzz: $(READY) ## ask what no client asks, over a store with damaged records, about 7 minutes
+	$(BIN)/python -m tests.fuzz $(FUZZ_FLAGS)
 
 loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles, fail on any wrong answer
 	LREA_STORE_URL=$(LOADTEST_STORE) LREA_BUNDLES_DIR=$(LOADTEST_BUNDLES) $(BIN)/locust -f loadtest/locustfile.py \

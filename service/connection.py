@@ -183,6 +183,10 @@ class Connection(HttpToolsProtocol):
         self._overhead = 0
         self._end_body()
         self._end_wait()
+        if self.cycle.response_complete:  # before its body was: uvicorn's wait for the next one ended with the read
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _end_body(self) -> None:
         self._bodies.bytes -= self._body_bytes

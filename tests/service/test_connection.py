@@ -326,6 +326,23 @@ def test_a_body_that_nobody_waits_for_ends_the_connection(hasty: httpx.Client) -
         assert answer.status in (405, 415)
 
 
+def test_a_body_that_ends_after_its_answer_leaves_an_idle_connection(hasty: httpx.Client) -> None:
+    request = GOOD.replace(b"POST", b"PUT")
+    with RawConnection(hasty) as connection:
+        connection.send(request[:-1])
+        answer = connection.answer()
+        assert answer is not None
+        assert answer.status == 405
+        connection.send(request[-1:] + LIVEZ)
+        answer = connection.answer()
+        assert answer is not None
+        assert answer.status == 200
+        connection.send(request[:-1])
+        assert connection.answer() is not None
+        connection.send(request[-1:])
+        assert connection.rest() == b""
+
+
 def test_one_byte_after_the_other_does_not_help(hasty: httpx.Client) -> None:
     with RawConnection(hasty) as connection:
         send_until_reset(connection, b"a")
