@@ -17,7 +17,8 @@ from typing import Any, cast
 
 import httptools
 from starlette.requests import Request
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.body import REFUSED
 from service.errors import (
@@ -91,6 +92,7 @@ class Connection(HttpToolsProtocol):
         # Bytes of the request that are not its body: head, chunk sizes, trailers. A request that shares a read with
         # the end of the one before begins at 0 (or below, by its body): too lenient by one read at most.
         self._overhead = 0
+        self._answered: RequestResponseCycle | None = None  # the request that the application has, or had
         self._reserved = False
         self._refused = False  # nothing is read any more
         self._read_timer: asyncio.TimerHandle | None = None
@@ -109,6 +111,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._answered is not None:  # uvicorn tells the newest request, and this one may be before it
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         self._end_body()
         self._end_wait()
         self.resume_writing()
@@ -164,6 +169,10 @@ class Connection(HttpToolsProtocol):
         self._end_wait()
         if self._reserved:
             self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_chunk_header(self) -> None:
         self._overhead = max(0, self._overhead - CHUNK_BYTES)

@@ -297,6 +297,22 @@ def test_pipelined_requests_are_answered_in_order_up_to_a_limit(client: httpx.Cl
     ]
 
 
+def test_a_caller_who_leaves_with_requests_in_line_is_no_failure(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Uvicorn tells only the last of them that nobody is there: the first one wrote, failed, and filled the log."""
+    for _ in range(20):
+        with RawConnection(client) as connection:
+            connection.send(GOOD * 3)
+    with RawConnection(client) as connection:
+        connection.send(GOOD)
+        answer = connection.answer()
+        assert answer is not None
+        assert answer.status == 200
+    assert caplog.text == ""
+    assert counted(client, "/v1/score", 500) == 0
+
+
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
