@@ -185,7 +185,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._part is _Part.HEAD:  # of an upgrade
+        if self._part is not _Part.BODY:  # it asks for an upgrade, and is read again
             return
         super().on_message_complete()
         self._part = None
@@ -246,7 +246,10 @@ class Connection(HttpToolsProtocol):
         self._refuse(RequestTimeout(f"the {self._part.value} was not complete after {seconds:g} s: send it at once"))
 
     def timeout_keep_alive_handler(self) -> None:
-        self.transport.abort()  # close() would wait for a caller who does not take his answer
+        if self.transport.get_write_buffer_size():  # close() would wait for a caller who does not take his answer
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -273,6 +276,9 @@ class Connection(HttpToolsProtocol):
         self._refused = True
         self._end_body()
         self._end_wait()
+        if self.transport.is_closing():
+            self.transport.abort()
+            return
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.keep_alive = False
