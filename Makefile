@@ -29,6 +29,8 @@ PEERS_VENV := .venv-peers
 PEERS_PYTHONS = $(foreach peer,$(PEERS),--peer $(firstword $(subst ==, ,$(peer)))=$(PEERS_VENV)-$(firstword $(subst ==, ,$(peer)))/bin/python)
 # For its command, e.g. PEERS_FLAGS="--quick --json FILE".
 PEERS_FLAGS ?=
+# For `make fuzz`, e.g. FUZZ_FLAGS="--seed 5".
+FUZZ_FLAGS ?=
 # For `make bench`, e.g. BENCH_FLAGS="--out docs/bench".
 BENCH_FLAGS ?=
 # For `make chaos`, e.g. CHAOS_FLAGS="--only overload".
@@ -47,7 +49,7 @@ LOADTEST_BUNDLES ?= .demo/bundles
 LOADTEST_USERS ?= 8
 LOADTEST_SECONDS ?= 30
 
-.PHONY: help setup demo serve test check bench bench-gpu bench-builder bench-feast bench-peers bench-skewed chaos soak format loadtest lock clean
+.PHONY: help setup demo serve test check bench bench-gpu bench-builder bench-feast bench-peers bench-skewed chaos soak fuzz format loadtest lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -136,6 +138,9 @@ chaos: $(READY) ## overload the service, break its store, hang up on it; every a
 
 soak: $(READY) ## load the service at 70 % of its capacity for ten minutes and see whether it grows
 	$(BIN)/python -m loadtest.chaos.soak --out docs/reliability $(SOAK_FLAGS)
+
+fuzz: $(READY) ## ask what no client asks, over a store with damaged records, about 7 minutes
+	$(BIN)/python -m tests.fuzz $(FUZZ_FLAGS)
 
 loadtest: $(READY) ## load what `make serve` serves for 30 s, print percentiles, fail on any wrong answer
 	LREA_STORE_URL=$(LOADTEST_STORE) LREA_BUNDLES_DIR=$(LOADTEST_BUNDLES) $(BIN)/locust -f loadtest/locustfile.py \

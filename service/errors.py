@@ -1,11 +1,15 @@
 """The errors of the service, drawn once: what an HTTP client sees of them. How it is sent is in problems.py.
 
 ServiceError                 a problem that is told to the client, with its status
+  MalformedHttp        400   what came is no request
   MalformedJson        400   the body is not JSON
   Unauthorized         401   no API key, or none that is in force
   Forbidden            403   the key's role may not ask this
   InvalidRequest       422   the body is JSON, but not a request that this model can answer
   BodyTooLarge         413
+  RequestHeaderTooLarge 431
+  RequestTimeout       408   the request did not come in time
+  TooManyConnections   503
   UnsupportedMediaType 415
   ModelNotFound        404   the inference protocol was asked for another model or version than the active one
   UserNotFound         404   the store was asked and has no such record
@@ -55,6 +59,10 @@ class ServiceError(Exception):
         return {}
 
 
+class MalformedHttp(ServiceError):
+    status, kind, title = 400, "malformed-http", "The request is not HTTP"
+
+
 class MalformedJson(ServiceError):
     status, kind, title = 400, "malformed-json", "The body is not JSON"
 
@@ -87,6 +95,18 @@ class Forbidden(ServiceError):
 
 class BodyTooLarge(ServiceError):
     status, kind, title = 413, "body-too-large", "The body is too large"
+
+
+class RequestHeaderTooLarge(ServiceError):
+    status, kind, title = 431, "request-header-too-large", "The request's head is too large"
+
+
+class RequestTimeout(ServiceError):
+    status, kind, title = 408, "request-timeout", "The request did not come in time"
+
+
+class TooManyConnections(ServiceError):
+    status, kind, title = 503, "too-many-connections", "There are too many connections"
 
 
 class UnsupportedMediaType(ServiceError):

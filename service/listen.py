@@ -5,10 +5,30 @@ of the caller's address, to busy processes as to idle ones, and resets those tha
 From a shared queue, whoever has time takes the next, and what an ended process did not take, another one does.
 """
 
+import logging
+import resource
 import socket
 from ipaddress import ip_address
 
 from service.errors import StartupError
+
+logger = logging.getLogger(__name__)
+OTHER_FILES = 256  # that a process has open beside its callers' connections: the store's, libraries, logs
+
+
+def allow_connections(most: int) -> None:
+    """Let this process open as many files as `most` connections need; warn if the system does not let it.
+
+    Many systems begin with 1,024: a service that has no descriptor left cannot ask its store either.
+    """
+    wanted = most + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        found = f"LREA_MAX_CONNECTIONS needs {wanted} open files, and the system allows {hard}"
+        logger.warning("%s: raise its limit (ulimit -Hn), or set fewer", found)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def check_address(host: str, port: int) -> None:

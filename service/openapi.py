@@ -9,11 +9,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.inference_protocol.errors import in_protocol
 from service.inference_protocol.schemas import InferRequest, ProtocolError
 from service.problems import MEDIA_TYPE
 from service.schemas import BatchRequest, Problem, ScoreRequest
 
 REF = "#/components/schemas/{model}"
+OF_ANY_REQUEST = (400, 408, 431, 503)  # a connection may answer these, whatever the route (connection.py)
 NAMED_BY_HANDLERS: tuple[type[BaseModel], ...] = (ScoreRequest, BatchRequest, Problem, InferRequest, ProtocolError)
 
 
@@ -35,7 +37,20 @@ def path_parameter(name: str, description: str) -> dict[str, Any]:
 
 def problem_responses(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route for its failures."""
-    content = {MEDIA_TYPE: schema_content(Problem)}
+    return _failures(statuses, {MEDIA_TYPE: schema_content(Problem)})
+
+
+def protocol_error_responses(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
+    """The same of a route of the inference protocol."""
+    return _failures(statuses, {"application/json": schema_content(ProtocolError)})
+
+
+def failure_responses(path: str, statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
+    """The same of whichever route this path is."""
+    return (protocol_error_responses if in_protocol(path) else problem_responses)(statuses)
+
+
+def _failures(statuses: Iterable[int], content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
@@ -44,6 +59,11 @@ def document(app: FastAPI) -> dict[str, Any]:
     result = get_openapi(
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
     )
+    for path, operations in result["paths"].items():
+        failures = failure_responses(path, OF_ANY_REQUEST)
+        for operation in operations.values():
+            responses = {str(status): each for status, each in failures.items()} | operation["responses"]
+            operation["responses"] = dict(sorted(responses.items()))
     _, definitions = models_json_schema([(schema, "validation") for schema in NAMED_BY_HANDLERS], ref_template=REF)
     result.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
     return result

@@ -3,9 +3,7 @@
 from typing import Any
 
 from service.access import EVERYBODY, who_may
-from service.inference_protocol.documentation import error_responses
-from service.inference_protocol.errors import in_protocol
-from service.openapi import problem_responses
+from service.openapi import failure_responses
 
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -18,7 +16,7 @@ def add_keys(document: dict[str, Any]) -> None:
     """Add how a key is presented, and what whoever may not ask gets, to every route but the probes."""
     document["components"]["securitySchemes"] = SCHEMES
     for path, methods in document["paths"].items():
-        refusals = error_responses(REFUSALS) if in_protocol(path) else problem_responses(REFUSALS)
+        refusals = failure_responses(path, REFUSALS)
         for method, operation in methods.items():
             if who_may(method.upper(), path) is not EVERYBODY:
                 operation["responses"] |= {str(status): response for status, response in refusals.items()}

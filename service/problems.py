@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from service.body import MAX_SHOWN
 from service.errors import MAX_ERRORS, FieldError, ServiceError
 from service.inference_protocol.errors import in_protocol, protocol_error
 
@@ -29,7 +30,8 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """One problem document, or what the inference protocol has for one. Of `errors`, the first MAX_ERRORS are told."""
-    if in_protocol(request.url.path):
+    path = request.scope["path"]  # request.url is made from Host, which may be anything, and then raises
+    if in_protocol(path):
         return protocol_error(status, detail or title, errors[:MAX_ERRORS], headers)
     document: dict[str, Any] = {
         "type": f"urn:lrea:problem:{kind}",
@@ -43,16 +45,23 @@ def problem_response(
     return Response(orjson.dumps(document), status, headers, MEDIA_TYPE)
 
 
+def service_problem(request: Request, error: ServiceError) -> Response:
+    """What a caller is told of `error`."""
+    return problem_response(error.status, error.kind, error.title, request, error.detail, error.errors, error.headers)
+
+
 async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return problem_response(error.status, error.kind, error.title, request, error.detail, error.errors, error.headers)
+    return service_problem(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the router says by itself: 404 for a path, 405 for a method (with its Allow header)."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
-    detail = f"{request.method} {request.url.path}: see /docs for the routes of this service"
+    path = request.scope["path"]
+    shown = path if len(path) <= MAX_SHOWN else path[:MAX_SHOWN] + "…"
+    detail = f"{request.method} {shown}: see /docs for the routes of this service"
     kind = phrase.lower().replace(" ", "-")
     return problem_response(error.status_code, kind, phrase, request, detail, headers=error.headers)
 

@@ -13,6 +13,7 @@ from model.identifiers import INT64_MAX, INT64_MIN, Id
 
 T = TypeVar("T")
 MAX_COLUMNS = 256
+MAX_STRING = 1024  # characters: of an id, of a column's name and value, of a text of the protocol
 
 
 class Says:
@@ -28,8 +29,14 @@ class Says:
 
 
 _Int64 = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]
-_AnyId = Annotated[_Int64 | Annotated[str, Field(min_length=1)], Says("must be a 64-bit integer or a non-empty string")]
-_Category = Annotated[_Int64 | str | None, Says("must be a 64-bit integer, a string or null")]
+_Text = Annotated[str, Field(max_length=MAX_STRING)]
+_AnyId = Annotated[
+    _Int64 | Annotated[_Text, Field(min_length=1)],
+    Says(f"must be a 64-bit integer or a non-empty string of at most {MAX_STRING} characters"),
+]
+_Category = Annotated[
+    _Int64 | _Text | None, Says(f"must be a 64-bit integer, a string of at most {MAX_STRING} characters or null")
+]
 
 
 class _Strict(BaseModel):
@@ -69,10 +76,10 @@ class ScoreRequest(_Strict):
     history: Annotated[list[_Row], Field(fail_fast=True)] | None = Field(
         None, description="whole history, oldest first; replaces the cached record"
     )
-    context: dict[str, _Category] | None = Field(
+    context: dict[_Text, _Category] | None = Field(
         None, max_length=MAX_COLUMNS, description="values of the model's context columns"
     )
-    candidate_features: dict[str, Annotated[list[_Category], Field(fail_fast=True)]] | None = Field(
+    candidate_features: dict[_Text, Annotated[list[_Category], Field(fail_fast=True)]] | None = Field(
         None,
         max_length=MAX_COLUMNS,
         description="per item feature one value per candidate, in place of the catalogue's",

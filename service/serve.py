@@ -23,11 +23,13 @@ from service.backlog import Backlog
 from service.batcher import Batcher
 from service.body_memory import BodyMemory
 from service.breaker import Breaker
+from service.connection import RESERVED, ConnectionLimits, connections
 from service.errors import StartupError
 from service.event_loop import EventLoop
 from service.follow import ModelFollower
 from service.health import Health
 from service.key_ring import KeyRing
+from service.listen import allow_connections
 from service.metrics import Metrics
 from service.prepare import Limits, ScoringJob
 from service.scorer import Score, Scorer
@@ -79,6 +81,7 @@ async def serve_until_signal(server: Server, listeners: Sequence[socket.socket] 
 @asynccontextmanager
 async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Server]:
     """Every part, built from `settings` and put together, ready to serve; closed at the end. Raises StartupError."""
+    allow_connections(settings.max_connections + RESERVED)
     async with AsyncExitStack() as stack:
         # Before the minutes that a large model takes: who may ask, and how.
         tls = server_context(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
@@ -112,7 +115,7 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             store=store,
             batcher=_batcher(settings, scorer),
             backlog=backlog,
-            body_memory=BodyMemory(settings.max_bodies_mb << 20),
+            body_memory=BodyMemory(max(settings.max_bodies_mb << 20, settings.max_body_bytes)),
             parse_executor=parse_executor,
             encode_executor=encode_executor,
             metrics=metrics,
@@ -121,7 +124,7 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             keys=keys,
         )
         yield Server(
-            _uvicorn_config(settings, app, tls),
+            _uvicorn_config(settings, app, metrics, tls),
             follower=follower,
             metrics=metrics,
             health=health,
@@ -152,19 +155,29 @@ def _keys(settings: Settings, metrics: Metrics) -> KeyRing | None:
     return KeyRing(settings.api_keys_file, None if variable is None else variable.get_secret_value(), metrics)
 
 
-def _uvicorn_config(settings: Settings, app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _uvicorn_config(settings: Settings, app: ASGIApp, metrics: Metrics, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=connections(_connection_limits(settings), metrics),  # type: ignore[arg-type]  # any callable will do
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nobody asks where a request came from
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.grace_seconds,
         ssl_context_factory=None if tls is None else lambda *_: tls,
+    )
+
+
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        max_header_bytes=settings.max_header_bytes,
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        max_connections=settings.max_connections,
     )
 
 

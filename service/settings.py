@@ -63,6 +63,17 @@ class Settings(BaseSettings):
     max_bodies_mb: int = Field(
         256, ge=1, description="memory in MiB for bodies that are being received or wait to be read; beyond it 429"
     )
+    max_header_bytes: int = Field(
+        32_768, ge=1024, description="most bytes of a request beside its body; more answer 431"
+    )
+    max_connections: int = Field(
+        4096, ge=1, description="most connections of one process; a further one is for probes, or answers 503"
+    )
+    header_timeout_s: float = Field(10.0, gt=0, description="longest wait for a request's line and headers; then 408")
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="longest wait for a request's body, then 408, or for the answer to be taken"
+    )
+    keep_alive_s: int = Field(75, ge=1, description="longest wait for the next request on a connection; then closed")
     store_timeout_ms: int = Field(
         50, ge=1, description="longest wait for the store's answer, with connecting and a second try"
     )

@@ -1,13 +1,11 @@
 """What the OpenAPI document says of the protocol's routes beyond their schemas."""
 
 import re
-from collections.abc import Iterable
-from http import HTTPStatus
 from typing import Any
 
 from service.inference_protocol import wire
-from service.inference_protocol.schemas import InferRequest, ProtocolError
-from service.openapi import json_body, schema_content
+from service.inference_protocol.schemas import InferRequest
+from service.openapi import json_body
 
 PARAMETERS = {"model_name": "always lrea", "model_version": "model_id of the active model; any other is not found"}
 RAW = {wire.BINARY: {"schema": {"type": "string", "format": "binary"}}}  # JSON, then raw tensors
@@ -31,12 +29,6 @@ def infer(path: str) -> dict[str, Any]:
     body = json_body(InferRequest)
     body["requestBody"]["content"] |= RAW
     return {"parameters": [*path_parameters(path)["parameters"], HEADER], **body}
-
-
-def error_responses(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route for its failures."""
-    content = {"application/json": schema_content(ProtocolError)}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def _path_parameter(name: str) -> dict[str, Any]:

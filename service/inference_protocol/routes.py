@@ -17,7 +17,7 @@ from service.follow import ModelFollower
 from service.health import Health
 from service.inference_protocol import model as served
 from service.inference_protocol import wire
-from service.inference_protocol.documentation import RAW, error_responses, infer, path_parameters
+from service.inference_protocol.documentation import RAW, infer, path_parameters
 from service.inference_protocol.schemas import (
     MAX_INPUTS,
     IndexEntry,
@@ -30,6 +30,7 @@ from service.inference_protocol.schemas import (
     ServerMetadata,
 )
 from service.inference_protocol.tensors import check_outputs, outputs_of, read_tensors
+from service.openapi import protocol_error_responses
 from service.prepare import CheckedRequest, check
 from service.readiness import readiness
 from service.scoring import Scored, Scoring, ScoringLimits
@@ -97,7 +98,7 @@ class InferenceProtocol:
             path,
             self.model,
             summary="What the model takes and gives",
-            responses={200: {"model": ModelMetadata}, **error_responses((404, 500))},
+            responses={200: {"model": ModelMetadata}, **protocol_error_responses((404, 500))},
             openapi_extra=parameters,
         )
         router.add_api_route(
@@ -107,7 +108,7 @@ class InferenceProtocol:
             responses={
                 200: {"model": ModelReadyState},
                 503: {"model": ModelReadyState, "description": "Not ready"},
-                **error_responses((404, 500)),
+                **protocol_error_responses((404, 500)),
             },
             openapi_extra=parameters,
         )
@@ -118,7 +119,7 @@ class InferenceProtocol:
             summary="Score one user's candidates",
             responses={
                 200: {"model": InferResponse, "content": RAW},
-                **error_responses((400, 404, 413, 415, 429, 500, 504)),
+                **protocol_error_responses((400, 404, 413, 415, 429, 500, 504)),
             },
             openapi_extra=infer(path + "/infer"),
         )

@@ -4,16 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas import MAX_COLUMNS, Says
+from service.schemas import MAX_COLUMNS, MAX_STRING, Says
 
 Datatype = Literal["INT64", "BYTES", "FP32"]
 MAX_INPUTS = 6 + 2 * MAX_COLUMNS
-MAX_NAME = 1024  # characters: a name is said again where it is wrong
 _Dimension = Annotated[int, Field(ge=0)]
 # Typed, so that a list ends at its first wrong element: 600,000 objects are not built to be refused.
-_Element = int | str
+_Element = int | Annotated[str, Field(max_length=MAX_STRING)]
 _Elements = Annotated[list[_Element], Field(fail_fast=True)]
-_Data = Annotated[_Element | _Elements, Says("must be an integer or a string, or in data of two axes a list of those")]
+_Data = Annotated[
+    _Element | _Elements,
+    Says(f"must be an integer or a string of at most {MAX_STRING} characters, or in data of two axes a list of those"),
+]
 
 
 class _Strict(BaseModel):
@@ -29,7 +31,7 @@ class InputParameters(_Strict):
 class InferInput(_Strict):
     """One input tensor."""
 
-    name: str = Field(max_length=MAX_NAME, description="which input")
+    name: str = Field(max_length=MAX_STRING, description="which input")
     shape: list[_Dimension] = Field(min_length=1, max_length=2, fail_fast=True, description="[n] or [1, n]")
     datatype: Literal["INT64", "BYTES"] = Field(description="INT64 for integers, BYTES for UTF-8 text")
     parameters: InputParameters = Field(InputParameters(), description="of an input that is sent as bytes")
@@ -47,7 +49,7 @@ class OutputParameters(_Strict):
 class RequestedOutput(_Strict):
     """One output that the caller wants."""
 
-    name: str = Field(max_length=MAX_NAME, description="which output")
+    name: str = Field(max_length=MAX_STRING, description="which output")
     parameters: OutputParameters = Field(OutputParameters(), description="how to send it")
 
 
@@ -63,7 +65,7 @@ class InferParameters(_Strict):
 class InferRequest(_Strict):
     """One user's candidates as tensors: the JSON in front of the bytes, or all there is."""
 
-    id: str | None = Field(None, description="comes back in the answer")
+    id: str | None = Field(None, max_length=MAX_STRING, description="comes back in the answer")
     parameters: InferParameters = Field(InferParameters(), description="what holds for the whole request")
     inputs: list[InferInput] = Field(
         min_length=1, max_length=MAX_INPUTS, fail_fast=True, description="the input tensors; their bytes in this order"

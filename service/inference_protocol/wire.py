@@ -18,6 +18,7 @@ from model.vocabulary import Int64s
 from service.body import Size, parse
 from service.errors import InvalidRequest
 from service.inference_protocol.schemas import Datatype, InferInput, InferRequest
+from service.schemas import MAX_STRING
 
 HEADER_LENGTH = "inference-header-content-length"
 BINARY = "application/octet-stream"
@@ -133,6 +134,8 @@ def texts(raw: memoryview, count: int, at: str) -> list[str]:
     if place != len(raw):
         wanted = f"{count} of BYTES, each with its length in front"
         raise InvalidRequest.at(at, f"its {len(raw)} bytes are not {wanted}: make them agree")
+    if max(map(len, found), default=0) > MAX_STRING:
+        raise InvalidRequest.at(at, f"has a text of more than {MAX_STRING} characters: send shorter ones")
     return found
 
 

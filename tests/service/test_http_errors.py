@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.schemas import MAX_STRING
 from tests.service.cache import Cache
 from tests.service.conftest import Serve
 from tests.service.serving import running_service
@@ -27,6 +28,15 @@ def client(store_url: str, int_bundles: Any) -> Iterator[httpx.Client]:
         with running_service(
             store_url=store_url, key_prefix=cache.prefix, bundles_dir=cache.bundles_dir, **LIMITS
         ) as client:
+            yield client
+
+
+@pytest.fixture(scope="module")
+def large_bodies(store_url: str, int_bundles: Any) -> Iterator[httpx.Client]:
+    """A service that takes bodies which are read on a thread."""
+    with Cache.of_bundles(store_url, "test-http-errors-large", int_bundles) as cache:
+        cache.publish({USER: [item_id("int", 3)]})
+        with running_service(store_url=store_url, key_prefix=cache.prefix, bundles_dir=cache.bundles_dir) as client:
             yield client
 
 
@@ -150,6 +160,102 @@ def post(client: httpx.Client, body: bytes, content_type: str | None = "applicat
 )
 def test_what_is_not_json_is_400(client: httpx.Client, body: bytes) -> None:
     problem(post(client, body), 400, "malformed-json")
+
+
+def within(value: str) -> bytes:
+    """A good request with one more field."""
+    return (json.dumps(GOOD)[:-1] + f', "more": {value}}}').encode()
+
+
+@pytest.mark.parametrize("size", [1, 80_000], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xef\xbb\xbf" + json.dumps(GOOD).encode(),
+        json.dumps(GOOD).encode("utf-16"),
+        within("[" * 201 + "]" * 201),
+        within('{"a":' * 5000 + "1" + "}" * 5000),
+        within("9" * 4301),
+        within("9" * 19_000),
+        within('"\\u12"'),
+        within("1e"),
+    ],
+    ids=["mark", "utf-16", "lists", "objects", "digits", "more digits", "escape", "exponent"],
+)
+def test_json_that_nobody_means_is_400_at_once(large_bodies: httpx.Client, body: bytes, size: int) -> None:
+    problem(post(large_bodies, body.ljust(size)), 400, "malformed-json")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"user_id": NaN',
+        '"user_id": -Infinity',
+        '"user_id": 1e400',
+        '"user_id": 1e-999999999',
+        '"candidates": [1e5]',
+        f'"candidates": [{"9" * 4300}]',
+        f'"top_k": 1e{"9" * 4000}',
+        '"timeout_ms": Infinity',
+        '"context": {"device": NaN}',
+    ],
+)
+def test_numbers_that_are_no_ids_are_422(client: httpx.Client, field: str) -> None:
+    body = (json.dumps(GOOD)[:-1] + f", {field}}}").encode()
+    assert problem(post(client, body), 422, "invalid-request")["errors"][0]["pointer"].startswith(
+        "/" + field.split('"')[1]
+    )
+
+
+def test_what_is_said_twice_counts_as_said_last(client: httpx.Client) -> None:
+    body = b'{"user_id": "x", ' + json.dumps(GOOD)[1:].encode()
+    assert post(client, body).json()["user_id"] == USER
+
+
+LONG = "x" * (MAX_STRING + 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"user_id": LONG}, "/user_id"),
+        ({"candidates": ["a", LONG]}, "/candidates/1"),
+        ({"history": [{"item_id": LONG, "timestamp": 1}]}, "/history/0"),
+        ({"recent_items": [LONG]}, "/recent_items/0"),
+        ({"context": {"device": LONG}}, "/context/device"),
+        ({"context": {LONG: 1}}, "/context/" + "x" * 191 + "…"),
+        ({"candidate_features": {"category": [LONG]}}, "/candidate_features/category/0"),
+        ({"candidate_features": {LONG: []}}, "/candidate_features/" + "x" * 180 + "…"),
+        ({LONG: 1}, "/" + "x" * 199 + "…"),
+    ],
+    ids=["user", "candidate", "row", "recent", "value", "column", "feature", "feature's column", "field"],
+)
+def test_a_long_string_is_refused_briefly(client: httpx.Client, changes: dict[str, Any], pointer: str) -> None:
+    answer = client.post("/v1/score", json=GOOD | changes)
+    assert pointer in [error["pointer"] for error in problem(answer, 422, "invalid-request")["errors"]]
+    assert len(answer.content) < 1000
+
+
+def test_a_string_up_to_the_limit_is_fine(string_cache: Cache, serve: Serve) -> None:
+    string_cache.publish({})
+    request = {"user_id": "u", "candidates": [LONG[1:]], "history": [LONG[1:]], "context": {"device": LONG[1:]}}
+    assert serve(string_cache).post("/v1/score", json=request).status_code == 200
+
+
+def test_paths_of_any_kind_are_answered(client: httpx.Client) -> None:
+    for path, status in (
+        ("/v1/users/" + "9" * 20_000, 422),
+        ("/v1/users/%zz", 422),
+        ("/v1/users/%ff", 422),
+        ("/v1/users/%00", 422),
+        ("/v1/users/", 422),
+        ("/" + "x" * 20_000, 404),
+        ("/%ff%zz", 404),
+        ("//v1/score", 404),
+    ):
+        answer = client.send(client.build_request("GET", httpx.URL(str(client.base_url), raw_path=path.encode())))
+        assert answer.status_code == status, path[:40]
+        assert len(answer.content) < 1000
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"x"', b"NaN"])
