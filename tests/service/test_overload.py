@@ -154,7 +154,7 @@ async def test_a_large_request_is_taken_by_a_service_that_has_nothing_to_do(cach
 
 async def test_bodies_hold_no_more_memory_than_there_is_for_all(cache: Cache, serve: Serve) -> None:
     """Callers who send slowly hold what has come of theirs, and no more: nobody is refused for what he may yet send."""
-    serving = serve(cache, max_bodies_mb=1)
+    serving = serve(cache, max_bodies_mb=1, max_body_bytes=500_000)
     last = json.dumps({"user_id": 100, "candidates": CANDIDATES}).encode()
 
     async def slowly(begun: asyncio.Event, end: asyncio.Event, size: int) -> AsyncIterator[bytes]:
