@@ -5,9 +5,10 @@ then each feature). Trainer, builder and service all come through `Catalogue.enc
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -134,11 +135,16 @@ class FeatureSpec:
         self.owner = owner
         self.vocabularies = dict(vocabularies)
         self._nothing = torch.zeros(len(self.vocabularies), dtype=torch.int64)  # the code of a missing value
+        self._sizes = np.array([vocabulary.size for vocabulary in self.vocabularies.values()], np.int64)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns, in the order of their codes."""
         return tuple(self.vocabularies)
+
+    def holds(self, codes_F: npt.NDArray[np.integer[Any]]) -> bool:
+        """Whether each is the code of a value of its column: any other would be read beyond the embeddings."""
+        return bool(((codes_F >= 0) & (codes_F < self._sizes)).all())
 
     def encode(self, values: Mapping[str, Id | None]) -> Tensor:
         """Codes int64 [F] on the CPU; a column not given is missing. Raises ValueError as `Catalogue.encode` does."""

@@ -141,6 +141,8 @@ class UserLookup:
 
 def decode_record(model: ActiveModel, generation: str, user_id: Id, data: bytes) -> UserRecord:
     """The record, checked to be this user's, of this model and generation. Raises RecordError."""
-    return decode(
-        data, model_id=model.model_id, generation=generation, user_id=user_id, shape=model.bundle.record_shape
-    )
+    bundle = model.bundle
+    record = decode(data, model_id=model.model_id, generation=generation, user_id=user_id, shape=bundle.record_shape)
+    if not bundle.user_features.holds(record.user_codes):
+        raise RecordError(Reason.SHAPE, "a code of a user feature is none of the model's: build the cache again")
+    return record

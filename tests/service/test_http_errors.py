@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -325,16 +326,16 @@ def test_columns_have_a_limit(client: httpx.Client, field: str) -> None:
 
 
 def test_an_unexpected_failure_is_a_plain_500(cache: Cache, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    """A record that passes every check and still cannot be scored: its code is beyond the embedding table."""
+    """A record that passes every check and still cannot be scored: its products are beyond float32."""
     cache.publish({USER: [item_id("int", 3)]})
-    codes = cache.record(USER, []).user_codes
-    cache.put(USER, [item_id("int", 3)], user_codes=codes + 10_000)
+    slots = cache.record(USER, []).keys_RD
+    cache.put(USER, [item_id("int", 3)], keys_RD=np.full_like(slots, 3e38), values_RD=np.full_like(slots, 3e38))
     client = serve(cache)
     answer = client.post("/v1/score", json=GOOD, headers={"x-request-id": "find-me"})
     body = problem(answer, 500, "internal")
     assert body["detail"] == "the service failed; its log has the details under this request_id"
     assert "find-me" in caplog.text
-    assert "IndexError" in caplog.text
+    assert "AssertionError" in caplog.text
     assert 'lrea_requests_total{route="/v1/score",status="500"} 1.0' in client.get("/metrics").text
     assert client.post("/v1/score", json=GOOD | {"user_id": 99}).status_code == 200, "the next one is served"
 
