@@ -14,10 +14,10 @@ import typer
 from pydantic import ValidationError
 
 from service.errors import StartupError
-from service.listen import bind, check_address, is_loopback
-from service.place import Place
+from service.process.listen import bind, check_address, is_loopback
+from service.process.place import Place
+from service.process.supervisor import supervise
 from service.settings import Settings, unknown_variables
-from service.supervisor import supervise
 
 logger = logging.getLogger("service")
 command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -49,7 +49,7 @@ def _run(settings: Settings, place: Place | None) -> int:
     """Returns the exit status. Torch is imported by processes that serve, not by one that only looks after them."""
     _log(settings.log_level, "" if place is None else f"worker {place.number} ")
     if place is not None:
-        from service.worker import run_worker  # noqa: PLC0415  slow to import
+        from service.process.worker import run_worker  # noqa: PLC0415  slow to import
 
         return run_worker(settings, place)
     for sentence in unknown_variables(os.environ):
@@ -63,7 +63,7 @@ def _run(settings: Settings, place: Place | None) -> int:
         )
     if settings.workers > 1:
         return _supervise(settings)
-    from service.serve import run, serve_alone  # noqa: PLC0415  slow to import
+    from service.process.serve import run, serve_alone  # noqa: PLC0415  slow to import
 
     check_address(settings.host, settings.port)
     run(serve_alone(settings), settings.torch_threads)

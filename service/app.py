@@ -11,27 +11,28 @@ from fastapi import FastAPI
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
-from service import docs_page, openapi, problems
-from service.access import Access, Guard
-from service.backlog import Backlog
-from service.batcher import Batcher
-from service.body_memory import BodyMemory
-from service.direct import Direct
-from service.follow import ModelFollower
-from service.health import Health
-from service.inference_protocol.routes import InferenceProtocol
-from service.information import Information
-from service.key_ring import KeyRing
+from service.access.key_ring import KeyRing
+from service.access.who_may import Access
+from service.batching.backlog import Backlog
+from service.batching.batcher import Batcher
+from service.batching.prepare import ScoringJob
+from service.batching.scorer import Score
+from service.http import docs_page, openapi, problems
+from service.http.body_memory import BodyMemory
+from service.http.direct import Direct
+from service.http.guard import Guard
+from service.http.inference_protocol.routes import InferenceProtocol
+from service.http.information import Information
+from service.http.observe import Observe
+from service.http.openapi_keys import add_keys
+from service.http.score_routes import ScoreRoutes
+from service.http.scoring import Scoring, ScoringLimits
 from service.metrics import Metrics
-from service.observe import Observe
-from service.openapi_keys import add_keys
-from service.prepare import ScoringJob
-from service.score_routes import ScoreRoutes
-from service.scorer import Score
-from service.scoring import Scoring, ScoringLimits
+from service.publication.follow import ModelFollower
+from service.publication.health import Health
 from service.store import Store
 from service.tasks import end_tasks
-from service.user_lookup import Fetched
+from service.users.lookup import Fetched
 
 DESCRIPTION = "Scores candidate lists against each user's whole history, compressed offline into a small cached state."
 

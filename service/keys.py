@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from service.api_keys import ApiKey, Role, check_name, digest_of, new_key, parse_time
+from service.access.api_keys import ApiKey, Role, check_name, digest_of, new_key, parse_time
 
 command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

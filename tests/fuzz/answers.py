@@ -2,8 +2,8 @@
 
 from pydantic import ValidationError
 
-from service.inference_protocol.errors import in_protocol
-from service.inference_protocol.schemas import ProtocolError
+from service.http.inference_protocol.errors import in_protocol
+from service.http.inference_protocol.schemas import ProtocolError
 from service.schemas import Problem
 from tests.fuzz.target import Found
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from model.cache_format import PRECISIONS, RecordError, UserRecord, encode
 from model.identifiers import Id
 from service.active import ActiveModel
-from service.user_lookup import DEGRADED_BY_RECORD, decode_record
+from service.users.lookup import DEGRADED_BY_RECORD, decode_record
 from tests.fuzz.target import CANDIDATES, HISTORIES, Found, Target
 from tests.service.cache import GENERATION, Cache
 

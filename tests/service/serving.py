@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 from prometheus_client import CollectorRegistry
 
-from service.event_loop import EventLoop
-from service.serve import compose
-from service.server import Server
+from service.process.event_loop import EventLoop
+from service.process.serve import compose
+from service.process.server import Server
 from service.settings import Settings
 from tests.conftest import free_port
 

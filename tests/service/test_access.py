@@ -14,12 +14,13 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from service.access import ADMIN, EVERYBODY, MONITOR, SCORE, WHO_MAY, Access, Guard, Who
-from service.api_keys import ApiKey, Role, digest_of, new_key
-from service.inference_protocol.errors import in_protocol
-from service.key_ring import KeyRing
+from service.access.api_keys import ApiKey, Role, digest_of, new_key
+from service.access.key_ring import KeyRing
+from service.access.who_may import ADMIN, EVERYBODY, MONITOR, SCORE, WHO_MAY, Access, Who
+from service.http.guard import Guard
+from service.http.inference_protocol.errors import in_protocol
 from service.metrics import Metrics
-from service.serve import compose
+from service.process.serve import compose
 from service.settings import Settings
 from tests.conftest import free_port
 from tests.service.cache import Cache

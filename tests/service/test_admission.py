@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission import MAX_COUNT, Admission, FrequencySketch
+from service.users.admission import MAX_COUNT, Admission, FrequencySketch
 
 KEYS = st.integers(-(2**63), 2**63 - 1) | st.text(max_size=5)
 

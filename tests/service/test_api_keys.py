@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api_keys import PREFIX, ApiKey, Role, check_together, digest_of, new_key, parse_keys
+from service.access.api_keys import PREFIX, ApiKey, Role, check_together, digest_of, new_key, parse_keys
 from service.errors import ApiKeysError
 from tests.service.test_documentation import MANUAL
 

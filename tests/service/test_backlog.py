@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.backlog import Backlog
+from service.batching.backlog import Backlog
 from service.errors import Overloaded
 from service.metrics import Metrics
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 
 
 @dataclass

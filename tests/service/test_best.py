@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.scoring import best
+from service.http.scoring import best
 
 
 @given(

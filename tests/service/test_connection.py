@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.connection import MAX_HEADERS, MAX_PIPELINED, RESERVED
+from service.http.connection import MAX_HEADERS, MAX_PIPELINED, RESERVED
 from tests.service.cache import Cache
 from tests.service.raw_http import WAIT_S, Answer, RawConnection
 from tests.service.serving import running_service

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from model.cache_format import Reason
 from service import errors, schemas
-from service.inference_protocol import schemas as protocol_schemas
+from service.http.inference_protocol import schemas as protocol_schemas
 from service.metrics import STAGES, Metrics
 from service.settings import Settings
-from service.user_lookup import DEGRADED_BY_RECORD
+from service.users.lookup import DEGRADED_BY_RECORD
 from tests.service.cache import Cache
 from tests.service.conftest import Serve
 from tests.tiny import item_id, user_id

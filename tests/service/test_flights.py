@@ -8,8 +8,8 @@ import pytest
 
 from model.identifiers import Id
 from service.errors import StoreTimeout
-from service.flights import Flights
 from service.store import Store
+from service.users.flights import Flights
 from tests.service.cache import Cache
 
 MODEL, GENERATION = "0123456789ab", "g"

@@ -19,7 +19,7 @@ import torch
 from model.bundle import Bundle, load_bundle, write_bundle
 from model.cache_format import Manifest, leases_key, manifest_key
 from service.errors import PublicationError, StartupError
-from service.warm_up import make_ready, score_nobody
+from service.publication.warm_up import make_ready, score_nobody
 from tests.conftest import free_port
 from tests.service.cache import Cache
 from tests.service.conftest import Serve
@@ -281,7 +281,14 @@ def test_a_model_is_gone_when_its_last_request_is_done(
     assert len(loaded) == 4
 
 
-@pytest.mark.parametrize("broken", ["service.active.load_bundle", "service.warm_up._nobody", "service.follow.activate"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "service.active.load_bundle",
+        "service.publication.warm_up._nobody",
+        "service.publication.follow.activate",
+    ],
+)
 def test_a_bundle_that_fails_unexpectedly_is_refused_once_and_tried_again(
     caches: tuple[Cache, Cache],
     serve: Serve,
@@ -292,7 +299,7 @@ def test_a_bundle_that_fails_unexpectedly_is_refused_once_and_tried_again(
     one, other = caches
     one.publish({USER: HISTORY}, "good")
     client = serve(one, poll_seconds=0.02)
-    monkeypatch.setattr("service.follow.RETRY_S", 0.1)
+    monkeypatch.setattr("service.publication.follow.RETRY_S", 0.1)
     tries: list[str] = []
 
     def fail(*_: object) -> None:
@@ -307,7 +314,7 @@ def test_a_bundle_that_fails_unexpectedly_is_refused_once_and_tried_again(
     assert "lrea_refused_publications_total 1.0" in client.get("/metrics").text
     assert served(client) == (one.bundle.model_id, "good", "cached")
     monkeypatch.undo()
-    monkeypatch.setattr("service.follow.RETRY_S", 0.1)
+    monkeypatch.setattr("service.publication.follow.RETRY_S", 0.1)
     wait_for(lambda: served(client) == (other.bundle.model_id, "second", "cached"))
     assert client.get("/readyz").json()["degraded"] == []
 

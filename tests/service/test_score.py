@@ -7,8 +7,8 @@ import pytest
 
 from model.cache_format import encode
 from model.identifiers import Id
+from service.http.score_routes import scores_of
 from service.schemas import ScoreRequest
-from service.score_routes import scores_of
 from tests.service.cache import WATERMARK, Cache, logit
 from tests.service.conftest import Serve
 from tests.tiny import ITEMS, item_id, user_id

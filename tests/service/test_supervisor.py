@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from service.errors import StartupError
-from service.supervisor import BackOff, supervise
+from service.process.supervisor import BackOff, supervise
 
 PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path
-from service.place import Place
+from service.process.place import Place
 
 place = Place.from_argument(sys.argv[1])
 times = Path(f"{os.environ['FOLDER']}/{place.number}")

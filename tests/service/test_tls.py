@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from service.access.tls import server_context
 from service.errors import StartupError
-from service.tls import server_context
 from tests.cache_builder.tls import Pair, make_pair
 from tests.conftest import free_port
 from tests.service.cache import Cache

@@ -18,9 +18,9 @@ from model.identifiers import Id
 from model.ranker import UserState
 from service.active import ActiveModel
 from service.metrics import Metrics
-from service.user_cache import Pinned, UserCache
-from service.user_table import TableShape
-from service.users import Recent, StoredUser, from_stored
+from service.users.cache import Pinned, UserCache
+from service.users.state import Recent, StoredUser, from_stored
+from service.users.table import TableShape
 from tests.service.cache import Cache
 from tests.tiny import item_id, tiny_bundle, tiny_data
 
@@ -264,7 +264,7 @@ def test_no_memory_means_no_residents(rig: Rig, model: ActiveModel, monkeypatch:
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("not enough of it")
 
-    monkeypatch.setattr("service.user_cache.UserTable", fail)
+    monkeypatch.setattr("service.users.cache.UserTable", fail)
     assert [rig.ask(model, 1) for _ in range(3)] == [False] * 3
     assert rig.count("slots") == 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.worker import forward_threads
+from service.process.worker import forward_threads
 from tests.conftest import free_port
 from tests.service.cache import Cache
 from tests.service.test_main import process, process_of

@@ -1,0 +1,147 @@
+"""The two steps of a batch: what its users need, then one forward. Everything but reading runs on a thread.
+
+Where users come from is `UserLookup`'s to know, what is done with a list of them the model's.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.identifiers import Id
+from model.ranker import ScoringInput
+from service.active import ActiveModel
+from service.batching.backlog import Backlog
+from service.batching.prepare import ScoringJob
+from service.errors import StoreError
+from service.metrics import Metrics
+from service.store import Store
+from service.users.lookup import Fetched, Found, UserLookup
+from service.users.state import Origin, User, from_rows, from_stored
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """The answer to one job."""
+
+    logits_B: npt.NDArray[np.float32]  # what ranks: above a logit of 17 every probability in float32 is 1
+    probabilities_B: npt.NDArray[np.float32]
+    origin: Origin
+    gap_rows: int
+    dropped_rows: int
+    degraded: tuple[str, ...]
+
+
+class Scorer:
+    """Scores batches of one model each: the steps of a `Batcher`."""
+
+    def __init__(
+        self, lookup: UserLookup, store: Store, backlog: Backlog, executor: Executor, metrics: Metrics
+    ) -> None:
+        """executor: of one thread, which alone writes to resident users' memory."""
+        self._lookup = lookup
+        self._store = store
+        self._backlog = backlog
+        self._executor = executor
+        self._metrics = metrics
+
+    async def fetch(self, works: Sequence[ScoringJob]) -> Fetched:
+        """Everything that the jobs' users need, each user once. All jobs are of one model."""
+        user_ids = list(dict.fromkeys(job.user_id for job in works if job.user is None))
+        return await self._lookup.fetch(works[0].model, user_ids)
+
+    def join(self, work: ScoringJob, fetched: Fetched) -> bool:
+        """Whether the job can be scored with the batch, without another read."""
+        return work.user is not None or self._lookup.join(fetched, work.user_id)
+
+    def compute(self, works: Sequence[ScoringJob], fetched: Fetched) -> Awaitable[list[Score]]:
+        """One answer per job, in order; the jobs' stages are completed."""
+        running = self._executor.submit(self._compute, works, fetched)
+        # When the thread is done with the slots or will never begin, whether or not anybody still waits for it.
+        running.add_done_callback(lambda _: self._lookup.unpin(fetched))
+        return self._computed(running, works, fetched)
+
+    async def _computed(
+        self, running: "Future[list[Score]]", works: Sequence[ScoringJob], fetched: Fetched
+    ) -> list[Score]:
+        try:
+            scores = await asyncio.wrap_future(running)
+        finally:
+            self._lookup.let_go(fetched)
+        self._metrics.batch_requests.observe(len(works))
+        self._backlog.scored(sum([job.size for job in works]))
+        for job in works:
+            job.stages.update(fetched.stages)
+        return scores
+
+    def discard(self, fetched: Fetched) -> None:
+        """Give back what was fetched for jobs that will not be scored."""
+        self._lookup.unpin(fetched)
+        self._lookup.let_go(fetched)
+
+    def _compute(self, jobs: Sequence[ScoringJob], fetched: Fetched) -> list[Score]:
+        model, stages = fetched.model, fetched.stages
+        with stages.measure("decode"):
+            found = self._lookup.decode(fetched)
+        with stages.measure("transfer"):
+            users = [_user(job, found) for job in jobs]
+            inputs = [_scoring_input(job, user) for job, user in zip(jobs, users, strict=True)]
+        with stages.measure("compute"):
+            scores = _logits_and_probabilities(model, inputs)
+        store_trouble = self._store.trouble
+        return [
+            Score(
+                logits_B,
+                probabilities_B,
+                user.origin,
+                user.gap_rows,
+                user.dropped_rows,
+                _degraded(job, fetched, found, store_trouble),
+            )
+            for job, user, (logits_B, probabilities_B) in zip(jobs, users, scores, strict=True)
+        ]
+
+
+def _user(job: ScoringJob, found: Mapping[Id, Found]) -> User:
+    if job.user is not None:
+        return job.user
+    stored = found[job.user_id].user if job.user_id in found else None
+    return from_rows(job.model, (), job.recent) if stored is None else from_stored(job.model, stored, job.recent)
+
+
+def _degraded(
+    job: ScoringJob, fetched: Fetched, found: Mapping[Id, Found], store_trouble: StoreError | None
+) -> tuple[str, ...]:
+    """Why this answer is worse than it could be.
+
+    A request that asks nothing of the store, for it brings its history or its user is resident, says all the same when
+    that is known to be away.
+    """
+    known = found.get(job.user_id)
+    if job.user is not None or (known is not None and known.resident):
+        return () if store_trouble is None else (store_trouble.reason,)
+    trouble = fetched.trouble if known is None else known.trouble
+    return () if trouble is None else (trouble,)
+
+
+def _scoring_input(job: ScoringJob, user: User) -> ScoringInput:
+    device = job.model.device
+    context, candidates = job.context_codes, job.candidates
+    if device.type != "cpu":
+        context, candidates = context.to(device), candidates.to(device)
+    return ScoringInput(user.state, user.short, user.user_codes, context, candidates)
+
+
+def _logits_and_probabilities(
+    model: ActiveModel, inputs: Sequence[ScoringInput]
+) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    parts = model.bundle.serving.score_many(inputs)
+    logits = torch.cat(parts).to(torch.float32)
+    both = torch.stack([logits, torch.sigmoid(logits)]).cpu()
+    assert bool(torch.isfinite(both[1]).all()), "the model gave a score that is not a number"
+    split = torch.split(both, [len(part) for part in parts], dim=1)
+    return [(logits_B, probabilities_B) for logits_B, probabilities_B in (part.numpy() for part in split)]

@@ -1,0 +1,1 @@
+"""What callers meet: connections, bodies, routes, and the form of every answer."""

@@ -1,0 +1,72 @@
+"""A worker as its parent sees it: a process of its own, what it reports, and how it ended."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from service.process.place import Place, Reports
+
+
+class WorkerProcess:
+    """Started by the constructor.
+
+    A new process and no fork: torch has threads, and a fork of a process with threads may hang on a lock that one of
+    them held. In a process group of its own: Ctrl-C on a terminal reaches the parent, and a worker only through it.
+    """
+
+    def __init__(self, place: Place, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """command: what comes before the argument that is the place. Raises OSError if the system starts no process."""
+        self.refusal: str | None = None
+        self.silent_s = 0.0
+        self._name = f"worker {place.number}"
+        self._serves_since: float | None = None
+        read_end, write_end = os.pipe()
+        self._reports = Reports(read_end)
+        place = replace(place, reports=write_end)
+        try:
+            self._process = subprocess.Popen(
+                [*command, place.to_argument()], env=environment, pass_fds=place.files, process_group=0
+            )
+        except OSError:
+            self._reports.close()
+            raise
+        finally:
+            os.close(write_end)
+
+    def __str__(self) -> str:
+        return f"{self._name} (process {self._process.pid})"
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has beaten, once or more."""
+        return self._serves_since is not None
+
+    @property
+    def served_s(self) -> float:
+        return 0.0 if self._serves_since is None else time.monotonic() - self._serves_since
+
+    def hear(self, elapsed_s: float) -> None:
+        """Read what it has reported in the `elapsed_s` since the last call. Silence counts from its first beat on."""
+        beat, refusal = self._reports.read()
+        self.refusal = self.refusal or refusal
+        if beat and self._serves_since is None:
+            self._serves_since = time.monotonic()
+        self.silent_s = self.silent_s + elapsed_s if self.serves and not beat else 0.0
+
+    def send(self, number: int) -> None:
+        """Send it a signal. Before it serves SIGINT becomes SIGTERM, of which it dies without a traceback."""
+        self._process.send_signal(signal.SIGTERM if number == signal.SIGINT and not self.serves else number)
+
+    def how_it_ended(self) -> str | None:
+        """None while it runs."""
+        status = self._process.poll()
+        if status is None:
+            return None
+        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+    def close(self) -> None:
+        """Of a process that has ended."""
+        self._reports.close()

@@ -1,0 +1,1 @@
+"""Following what is published while serving, and whether the service is fit to be asked."""
