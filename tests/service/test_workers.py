@@ -159,7 +159,7 @@ def test_another_generation_is_one_model_again(service: Service, cache: Cache) -
 
 def test_a_worker_of_which_a_part_has_died_is_replaced(cache: Cache, tmp_path: Path) -> None:
     """/livez would say so of one connection in two, and no probe would ever fail three times in a row."""
-    broken = "from service.batcher import Batcher; Batcher._take = lambda self: 1 / 0; "
+    broken = "from service.batching.batcher import Batcher; Batcher._take = lambda self: 1 / 0; "
     program = ["-c", broken + "from service.__main__ import command; command()"]
     with two_workers(cache, tmp_path, program, timeout_ms=500) as service:
         pids = service.wait_for_workers()
