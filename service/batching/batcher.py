@@ -149,9 +149,8 @@ class Batcher(Generic[W, F, R]):
                     _give_out(answers)
                 batch, fetched = await following
                 following = asyncio.create_task(self._next_fetched(), name="batch-fetch")
-                computed = await self._compute(batch, fetched, meanwhile=partial(_give_out, answers))
-                _give_out(answers)  # where nothing was computed
-                answers = computed
+                answers = await self._compute(batch, fetched, meanwhile=partial(_give_out, answers))
+                del batch, fetched  # an idle service would keep the last batch, and an old model by it
         finally:
             await self._end(following)
 
@@ -223,17 +222,19 @@ class Batcher(Generic[W, F, R]):
     ) -> _Answers[W, R]:
         """The answers, without those who have left; an error is given out at once.
 
-        meanwhile: done once the computing has begun. Whoever gets an answer has much to do with it on this thread, and
-        the next batch would wait.
+        meanwhile: done once the computing has begun, or will not. Whoever gets an answer has much to do with it on this
+        thread, and the next batch would wait.
         """
         try:
-            if isinstance(fetched, Exception):
-                raise fetched
-            self._begin(batch, fetched.value, top_up=retry)
-            if not batch.waiting:
-                return []
-            computing = self._steps.compute(batch.works, fetched.value)
-            meanwhile()
+            try:
+                if isinstance(fetched, Exception):
+                    raise fetched
+                self._begin(batch, fetched.value, top_up=retry)
+                if not batch.waiting:
+                    return []
+                computing = self._steps.compute(batch.works, fetched.value)
+            finally:
+                meanwhile()
             return list(zip(batch.waiting, await computing, strict=True))
         except Exception as error:
             if retry and len(batch.waiting) > 1:
@@ -258,11 +259,13 @@ class Batcher(Generic[W, F, R]):
             self._steps.discard(fetched)
 
     async def _compute_alone(self, batch: _Batch[W, R]) -> _Answers[W, R]:
-        """Try each work alone: what one of them does to a step must not be the answer to its neighbours."""
-        answers: _Answers[W, R] = []
+        """Try each work alone: what one of them does to a step must not be the answer to its neighbours.
+
+        They are many now, so each answer goes out when it is there, and none is left to be returned.
+        """
         for one in map(_Batch, batch.waiting):
-            answers += await self._compute(one, await self._fetch(one), retry=False)
-        return answers
+            _give_out(await self._compute(one, await self._fetch(one), retry=False))
+        return []
 
     def _discard(self, fetched: _Fetched[F] | Exception) -> None:
         if isinstance(fetched, _Fetched):

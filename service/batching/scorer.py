@@ -23,13 +23,15 @@ from service.store import Store
 from service.users.lookup import Fetched, Found, UserLookup
 from service.users.state import Origin, User, from_rows, from_stored
 
+Floats = npt.NDArray[np.float32]
+
 
 @dataclass(frozen=True, eq=False)
 class Score:
     """The answer to one job."""
 
-    logits_B: npt.NDArray[np.float32]  # what ranks: above a logit of 17 every probability in float32 is 1
-    probabilities_B: npt.NDArray[np.float32]
+    logits_B: Floats  # what ranks: above a logit of 17 every probability in float32 is 1
+    probabilities_B: Floats
     origin: Origin
     gap_rows: int
     dropped_rows: int
@@ -60,6 +62,7 @@ class Scorer:
 
     def compute(self, works: Sequence[ScoringJob], fetched: Fetched) -> Awaitable[list[Score]]:
         """One answer per job, in order; the jobs' stages are completed."""
+        self._backlog.begun(sum([job.size for job in works]))
         running = self._executor.submit(self._compute, works, fetched)
         # When the thread is done with the slots or will never begin, whether or not anybody still waits for it.
         running.add_done_callback(lambda _: self._lookup.unpin(fetched))
@@ -68,12 +71,14 @@ class Scorer:
     async def _computed(
         self, running: "Future[list[Score]]", works: Sequence[ScoringJob], fetched: Fetched
     ) -> list[Score]:
+        scored = False
         try:
             scores = await asyncio.wrap_future(running)
+            scored = True
         finally:
             self._lookup.let_go(fetched)
+            self._backlog.done(scored=scored)
         self._metrics.batch_requests.observe(len(works))
-        self._backlog.scored(sum([job.size for job in works]))
         for job in works:
             job.stages.update(fetched.stages)
         return scores
@@ -87,11 +92,12 @@ class Scorer:
         model, stages = fetched.model, fetched.stages
         with stages.measure("decode"):
             found = self._lookup.decode(fetched)
-        with stages.measure("transfer"):
-            users = [_user(job, found) for job in jobs]
-            inputs = [_scoring_input(job, user) for job, user in zip(jobs, users, strict=True)]
-        with stages.measure("compute"):
-            scores = _logits_and_probabilities(model, inputs)
+        users, scores = self._score(jobs, fetched, found)
+        if not _are_finite(scores):  # a record may pass every check and hold numbers whose products are none
+            unscored = [job for job, score in zip(jobs, scores, strict=True) if not _are_finite([score])]
+            found |= {job.user_id: self._lookup.refuse(model, job.user_id) for job in unscored if job.user is None}
+            users, scores = self._score(jobs, fetched, found)
+            assert _are_finite(scores), "the model gave a score that is not a number"
         store_trouble = self._store.trouble
         return [
             Score(
@@ -104,6 +110,16 @@ class Scorer:
             )
             for job, user, (logits_B, probabilities_B) in zip(jobs, users, scores, strict=True)
         ]
+
+    def _score(
+        self, jobs: Sequence[ScoringJob], fetched: Fetched, found: Mapping[Id, Found]
+    ) -> tuple[list[User], list[tuple[Floats, Floats]]]:
+        """The users' side of each job, and its logits and probabilities."""
+        with fetched.stages.measure("transfer"):
+            users = [_user(job, found) for job in jobs]
+            inputs = [_scoring_input(job, user) for job, user in zip(jobs, users, strict=True)]
+        with fetched.stages.measure("compute"):
+            return users, _logits_and_probabilities(fetched.model, inputs)
 
 
 def _user(job: ScoringJob, found: Mapping[Id, Found]) -> User:
@@ -136,12 +152,13 @@ def _scoring_input(job: ScoringJob, user: User) -> ScoringInput:
     return ScoringInput(user.state, user.short, user.user_codes, context, candidates)
 
 
-def _logits_and_probabilities(
-    model: ActiveModel, inputs: Sequence[ScoringInput]
-) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+def _are_finite(scores: Sequence[tuple[Floats, Floats]]) -> bool:
+    return bool(np.isfinite(np.concatenate([probabilities_B for _, probabilities_B in scores])).all())
+
+
+def _logits_and_probabilities(model: ActiveModel, inputs: Sequence[ScoringInput]) -> list[tuple[Floats, Floats]]:
     parts = model.bundle.serving.score_many(inputs)
     logits = torch.cat(parts).to(torch.float32)
     both = torch.stack([logits, torch.sigmoid(logits)]).cpu()
-    assert bool(torch.isfinite(both[1]).all()), "the model gave a score that is not a number"
     split = torch.split(both, [len(part) for part in parts], dim=1)
     return [(logits_B, probabilities_B) for logits_B, probabilities_B in (part.numpy() for part in split)]

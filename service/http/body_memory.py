@@ -1,11 +1,15 @@
 """Memory for bodies that are being received, or wait to be read: bounded over all callers, not only for each.
 
-A thousand callers who each send 8 MB, as fast or as slowly as they like, would otherwise have 8 GB of it.
+A thousand callers who each send 8 MB, as fast or as slowly as they like, would otherwise have 8 GB of it. What nearly
+every body fits into counts for nothing: else a few who send slowly would have everybody refused, and connections are
+bounded anyway.
 """
 
 from types import TracebackType
 
 from service.errors import Overloaded
+
+FREE_BYTES = 65_536  # of each body
 
 
 class BodyMemory:
@@ -25,10 +29,15 @@ class HeldBody:
 
     def __init__(self, memory: BodyMemory) -> None:
         self._memory = memory
+        self._free_bytes = FREE_BYTES
         self._bytes = 0
 
     def add(self, size: int) -> None:
         """So much more has come. Raises Overloaded if that is more than there is."""
+        if size <= self._free_bytes:
+            self._free_bytes -= size
+            return
+        size, self._free_bytes = size - self._free_bytes, 0
         memory = self._memory
         if memory.held_bytes + size > memory.most_bytes:
             found = f"bodies that are being read hold {memory.held_bytes >> 20} of {memory.most_bytes >> 20} MiB"

@@ -85,4 +85,5 @@ class _Within:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._left = True
-        self._timeout.reschedule(0)
+        if not self._timeout.expired():
+            self._timeout.reschedule(0)

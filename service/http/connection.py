@@ -4,8 +4,8 @@ Uvicorn bounds none of these. What it does per request it goes on doing; this ad
 comes in one read, and a timer only to one that does not.
 
 A request is refused here, by an answer written to the connection, only until its head is complete. From then on the
-application answers it, and is told of what is wrong with the rest (`service.http.body.REFUSED`): then the answer has the
-form, the id, and the count that the route's answers have.
+application answers it, and is told of what is wrong with the rest (`REFUSED` in body.py): then the answer has the form,
+the id, and the count that the route's answers have.
 """
 
 import asyncio

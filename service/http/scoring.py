@@ -125,7 +125,12 @@ class Scoring:
     async def _submit(self, jobs: Sequence[ScoringJob]) -> Sequence[Score]:
         if len(jobs) == 1:  # most are, and a gathering of one makes a task of its own
             return [await self._batcher.submit(jobs[0])]
-        return await asyncio.gather(*[self._batcher.submit(job) for job in jobs])
+        tasks = [asyncio.ensure_future(self._batcher.submit(job)) for job in jobs]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # where one has failed, nobody waits for the others any more
+                task.cancel()
 
     async def _prepare(self, requests: Sequence[CheckedRequest], deadline: float) -> list[ScoringJob]:
         """Look everything up; of more than a few ids on a thread, which costs more than they do."""

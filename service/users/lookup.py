@@ -99,6 +99,10 @@ class UserLookup:
             found[user_id] = self._decode_one(fetched, user_id, payload)
         return found
 
+    def refuse(self, model: ActiveModel, user_id: Id) -> Found:
+        """His record was decoded and cannot be scored: as if it could not be decoded."""
+        return self._refused(model, user_id, Reason.CORRUPT)
+
     def unpin(self, fetched: Fetched) -> None:
         """The batch's scores are on the CPU, or will never be; once."""
         self._cache.release(fetched.pinned.values())
@@ -129,14 +133,17 @@ class UserLookup:
         try:
             user = StoredUser.of(decode_record(model, model.generation, user_id, data), model)
         except RecordError as error:
-            self._metrics.record_errors.labels(error.reason).inc()
-            self._cache.drop(model, user_id)
-            return Found(None, DEGRADED_BY_RECORD[error.reason])
+            return self._refused(model, user_id, error.reason)
         pinned = self._cache.admit(model, user_id, user)
         if pinned is None:
             return Found(user)
         fetched.pinned[user_id] = pinned
         return Found(pinned.user)
+
+    def _refused(self, model: ActiveModel, user_id: Id, reason: Reason) -> Found:
+        self._metrics.record_errors.labels(reason).inc()
+        self._cache.drop(model, user_id)
+        return Found(None, DEGRADED_BY_RECORD[reason])
 
 
 def decode_record(model: ActiveModel, generation: str, user_id: Id, data: bytes) -> UserRecord:

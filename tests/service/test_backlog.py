@@ -4,39 +4,47 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.batching.backlog import Backlog
-from service.errors import Overloaded
+from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
 
 MS_PER_CANDIDATE = 0.01
-BATCH = 1000
-PATIENCE_S = 0.15  # 7,500 candidates at that pace, 15,000 without a margin
+BATCH = 4000
+REQUEST = 1000
+PATIENCE_S = 0.25  # 12,500 candidates at that pace, 25,000 without a margin
 
 
 class Service:
-    """A backlog that is worked off at a steady pace."""
+    """A backlog that is worked off at a steady pace, in batches as large as they can be."""
 
-    def __init__(self, most: int = 100_000) -> None:
+    def __init__(self, most: int = 1_000_000, ms_per_candidate: float = MS_PER_CANDIDATE) -> None:
         self.now_s = 100.0
+        self.ms_per_candidate = ms_per_candidate
         self.registry = CollectorRegistry()
         self.backlog = Backlog(most, BATCH, Metrics(self.registry), lambda: self.now_s)
         self.waiting: list[int] = []
 
-    def enter(self, candidates: int, patience_s: float = PATIENCE_S) -> None:
+    def enter(self, candidates: int = REQUEST, patience_s: float = PATIENCE_S) -> None:
         self.backlog.enter(candidates, 8 * candidates, patience_s)
         self.waiting.append(candidates)
 
-    def score_one(self) -> None:
-        self.now_s += self.waiting[0] * MS_PER_CANDIDATE / 1e3
-        self.backlog.scored(self.waiting[0])
-        self.backlog.leave(self.waiting.pop(0))
+    def score_batch(self) -> None:
+        batch = [self.waiting.pop(0)]
+        while self.waiting and sum(batch) + self.waiting[0] <= BATCH:
+            batch.append(self.waiting.pop(0))
+        self.backlog.begun(sum(batch))
+        self.now_s += sum(batch) * self.ms_per_candidate / 1e3
+        self.backlog.done(scored=True)
+        for candidates in batch:
+            self.backlog.leave(candidates)
 
-    def fill(self, patience_s: float = PATIENCE_S) -> Overloaded:
+    def fill(self, patience_s: float = PATIENCE_S, candidates: int = REQUEST) -> Overloaded:
         """Let requests in until one is refused."""
-        while True:
+        for _ in range(10_000):
             try:
-                self.enter(BATCH, patience_s)
+                self.enter(candidates, patience_s)
             except Overloaded as refusal:
                 return refusal
+        raise AssertionError("nobody was refused")
 
     def value(self, name: str) -> float | None:
         return self.registry.get_sample_value(name)
@@ -44,65 +52,113 @@ class Service:
 
 @pytest.fixture
 def service() -> Service:
-    """One that has lately scored a few batches."""
+    """One that has lately scored full batches."""
     service = Service()
-    for _ in range(5):
-        service.enter(BATCH)
-        service.score_one()
+    for _ in range(20):
+        for _ in range(4):
+            service.enter(patience_s=100)
+        service.score_batch()
     return service
 
 
 def test_what_can_be_scored_in_time_is_let_in_and_no_more(service: Service) -> None:
     refusal = service.fill()
-    assert sum(service.waiting) == 7 * BATCH, "70 ms of work, for a caller who waits 150 ms"
+    assert sum(service.waiting) == 12 * REQUEST, "120 ms of work, for a caller who waits 250 ms"
     assert refusal.headers == {"Retry-After": "1"}
-    assert "about 80 ms, wanted within 150" in refusal.detail
-    service.score_one()
-    service.enter(BATCH)
-    assert "about 80 ms" in service.fill().detail
+    assert "about 130 ms, wanted within 250" in refusal.detail
+    service.score_batch()
+    for _ in range(4):
+        service.enter()
+    assert "about 130 ms" in service.fill().detail
 
 
 def test_who_can_wait_longer_is_let_in_where_others_are_not(service: Service) -> None:
     service.fill()
-    service.enter(BATCH, patience_s=10)
+    service.enter(patience_s=10)
     with pytest.raises(Overloaded):
-        service.enter(BATCH)
+        service.enter()
+
+
+def test_who_has_less_time_than_a_batch_takes_is_let_in_only_if_he_will_be_in_time(service: Service) -> None:
+    """A full batch takes 40 ms: filled up with callers who wait 50 ms, all of it would come too late for most."""
+    service.fill(patience_s=0.05)
+    assert sum(service.waiting) == 2 * REQUEST
 
 
 def test_no_more_than_may_wait_however_patient_they_are() -> None:
-    service = Service(most=5 * BATCH)
+    service = Service(most=5 * REQUEST)
     refusal = service.fill(patience_s=1e6)
-    assert sum(service.waiting) == 5 * BATCH
+    assert sum(service.waiting) == 5 * REQUEST
     assert "5000 candidates wait, and 5000 may" in refusal.detail
 
 
 def test_retry_after_is_when_the_backlog_will_be_gone(service: Service) -> None:
-    service.enter(500 * BATCH, patience_s=100)  # 5 s of work, more than may wait, when nothing else did
+    service.enter(500 * REQUEST, patience_s=100)  # 5 s of work, more than may wait, when nothing else did
     with pytest.raises(Overloaded) as refused:
         service.enter(1)
     assert refused.value.headers == {"Retry-After": "6"}
 
 
 def test_an_idle_service_takes_anything(service: Service) -> None:
-    for candidates in (BATCH, 500 * BATCH):
+    for candidates in (REQUEST, 500 * REQUEST):
         service.enter(candidates, patience_s=0.001)
-        service.score_one()
+        service.score_batch()
 
 
-def test_lone_requests_say_little_of_full_batches() -> None:
-    """Each candidate of a lone request takes ten times as long: one batch is let in at that pace, and mends it."""
-    service = Service()
-    for _ in range(1000):
+def test_whoever_has_no_time_left_is_told_so(service: Service) -> None:
+    with pytest.raises(DeadlineExceeded):
+        service.enter(patience_s=0)
+    assert service.value("lrea_waiting_candidates") == 0
+
+
+def test_lone_small_requests_say_nothing_of_large_ones() -> None:
+    """Each candidate of a lone request takes a hundred times as long, and nobody is refused for that."""
+    service = Service(ms_per_candidate=1.0)
+    for _ in range(5000):
         service.enter(10)
-        service.now_s += 0.001
-        service.score_one()
-    service.enter(BATCH, patience_s=0.02)  # 100 ms at that pace
-    for _ in range(100):
-        service.score_one()
-        service.enter(BATCH)
-    service.score_one()
+        service.score_batch()
+    service.ms_per_candidate = MS_PER_CANDIDATE
+    service.enter(10)
+    for _ in range(3):
+        service.enter(REQUEST)  # a second each, at that pace
+    for _ in range(10):
+        service.enter(BATCH - 10, patience_s=100)
+        service.score_batch()
+    while service.waiting:
+        service.score_batch()
     service.fill()
-    assert sum(service.waiting) >= 3 * BATCH
+    assert sum(service.waiting) == 12 * REQUEST
+
+
+def test_small_requests_wait_for_each_other_too() -> None:
+    service = Service(ms_per_candidate=1.0)
+    for _ in range(5000):
+        service.enter(10)
+        service.score_batch()
+    refusal = service.fill(candidates=10, patience_s=0.07)
+    assert sum(service.waiting) == 30
+    assert "about 40 ms" in refusal.detail
+
+
+def test_a_machine_that_turns_slow_is_seen_within_seconds(service: Service) -> None:
+    service.ms_per_candidate *= 10
+    for _ in range(8):  # 3.2 s
+        service.enter(BATCH, patience_s=100)
+        service.score_batch()
+    service.fill(patience_s=1)
+    assert sum(service.waiting) <= 5 * REQUEST
+
+
+def test_a_machine_that_stood_still_is_no_slower_for_long(service: Service) -> None:
+    """A suspended machine, a debugger: half a minute for one batch."""
+    service.enter()
+    service.now_s += 30
+    service.score_batch()
+    for _ in range(30):  # alone, for an idle service takes anything
+        service.enter(BATCH)
+        service.score_batch()
+    service.fill()
+    assert sum(service.waiting) == 12 * REQUEST
 
 
 def test_those_who_leave_make_room(service: Service) -> None:
@@ -111,23 +167,51 @@ def test_those_who_leave_make_room(service: Service) -> None:
         service.backlog.leave(candidates)
     service.waiting.clear()
     service.fill()
-    assert sum(service.waiting) == 7 * BATCH
+    assert sum(service.waiting) == 12 * REQUEST
+
+
+def test_a_batch_whose_callers_left_is_still_in_the_way_and_takes_as_long_as_it_does(service: Service) -> None:
+    for turn in range(50):
+        service.backlog.enter(BATCH, BATCH, 100)
+        service.backlog.begun(BATCH)
+        service.backlog.leave(BATCH)
+        service.now_s += 0.03
+        service.backlog.enter(REQUEST, REQUEST, 100)
+        with pytest.raises(Overloaded):
+            service.backlog.enter(REQUEST, REQUEST, 0.09)
+        service.now_s += 0.01
+        service.backlog.done(scored=True)
+        service.backlog.leave(REQUEST)
+        assert turn < 50
+    assert "about 130 ms" in service.fill().detail
+
+
+def test_a_batch_that_failed_teaches_nothing(service: Service) -> None:
+    for _ in range(50):
+        service.backlog.enter(BATCH, BATCH, 100)
+        service.backlog.begun(BATCH)
+        service.backlog.done(scored=False)
+        service.backlog.leave(BATCH)
+    assert "about 130 ms" in service.fill().detail
 
 
 def test_a_long_body_is_refused_before_it_is_parsed_when_what_waits_is_near_the_limit(service: Service) -> None:
     service.backlog.check_size(10**9, 0.001)  # not while nothing waits
     service.fill()
     with pytest.raises(Overloaded):
-        service.backlog.check_size(8 * BATCH, PATIENCE_S)
+        service.backlog.check_size(8 * REQUEST, PATIENCE_S)
     service.backlog.check_size(8, 100)
-    service.score_one()
-    service.backlog.check_size(8 * BATCH, PATIENCE_S)
+    service.score_batch()
+    service.backlog.check_size(8 * REQUEST, PATIENCE_S)
 
 
-def test_gauges_say_what_waits_and_how_long_it_takes(service: Service) -> None:
+def test_gauges_say_what_waits_and_how_long_it_takes_and_go_back_to_zero(service: Service) -> None:
     service.fill()
-    service.score_one()
-    service.enter(BATCH)
-    service.score_one()
-    assert service.value("lrea_waiting_candidates") == 7 * BATCH, "as of the batch, whose requests are not answered yet"
-    assert service.value("lrea_expected_wait_seconds") == pytest.approx(0.07)
+    assert service.value("lrea_waiting_candidates") == 12 * REQUEST
+    service.score_batch()
+    assert service.value("lrea_waiting_candidates") == 8 * REQUEST
+    assert service.value("lrea_expected_wait_seconds") == pytest.approx(0.12), "as of the end of the batch"
+    service.score_batch()
+    service.score_batch()
+    assert service.value("lrea_waiting_candidates") == 0
+    assert service.value("lrea_expected_wait_seconds") == 0

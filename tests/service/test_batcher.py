@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Scorer:
         self.fetch_gate = asyncio.Event()
         self.fetch_gate.set()
         self.gate = asyncio.Event()
+        self.slow_gate = asyncio.Event()  # for a batch of "slow" alone
 
     async def fetch(self, works: Sequence[Work]) -> list[str]:
         fetched = [work.name for work in works]
@@ -61,6 +63,8 @@ class Scorer:
 
     async def _computed(self, works: Sequence[Work]) -> list[str]:
         await self.gate.wait()
+        if [work.name for work in works] == ["slow"]:
+            await self.slow_gate.wait()
         if any(work.name == "bad" for work in works):
             raise ValueError("a bad batch")
         return [f"answer to {work.name}" for work in works]
@@ -304,3 +308,43 @@ async def test_a_work_that_is_too_late_is_not_computed_and_its_neighbours_are() 
     assert [type(answers[1]), type(answers[3])] == [TimeoutError, TimeoutError]
     assert scorer.batches == [["first"], ["in time"]]
     assert scorer.held == []
+
+
+async def test_answers_that_are_ready_do_not_wait_for_the_works_of_a_failed_batch() -> None:
+    """Those of the batch before, whether the next one fails to be fetched or computed, and those tried alone."""
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("before"), Work("lost"), Work("good"), Work("slow")])
+        scorer.gate.set()
+        await settle()
+        assert [task.done() for task in tasks] == [True, True, True, False]
+        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in ("bad", "also good", "slow")]
+        await settle()
+        scorer.slow_gate.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answer for answer in answers if isinstance(answer, str)] == [
+        f"answer to {name}" for name in ("before", "good", "slow", "also good", "slow")
+    ]
+    assert scorer.batches == [
+        ["before"],
+        ["good"],
+        ["slow"],
+        ["bad", "also good", "slow"],
+        ["bad"],
+        ["also good"],
+        ["slow"],
+    ]
+    assert scorer.held == []
+
+
+async def test_an_idle_batcher_keeps_no_work() -> None:
+    """A work knows its model: an old one would stay in memory until the next request."""
+    scorer = Scorer()
+    scorer.gate.set()
+    async with running(scorer) as batcher:
+        work = Work("last")
+        scored = weakref.ref(work)
+        await batcher.submit(work)
+        del work
+        await settle()
+        assert scored() is None

@@ -199,6 +199,12 @@ def test_a_record_that_is_none_costs_its_user_only(cache: Cache, serve: Serve) -
     shape = cache.bundle.record_shape
     codes = np.full(shape.user_features, 10_000, np.int32)  # beyond the embeddings: it would end in an exception
     unreadable = encode(cache.record(USER, HISTORIES[USER], user_codes=codes), shape=shape, precision="float32")
+    slots = cache.record(USER, []).keys_RD
+    endless = encode(  # finite numbers, whose products are not
+        cache.record(USER, HISTORIES[USER], keys_RD=np.full_like(slots, 3e38), values_RD=np.full_like(slots, -3e38)),
+        shape=shape,
+        precision="float32",
+    )
     newer = bytearray(good)
     struct.pack_into("<H", newer, 4, FORMAT_VERSION + 1)
     struct.pack_into("<I", newer, 12, 0)
@@ -208,6 +214,7 @@ def test_a_record_that_is_none_costs_its_user_only(cache: Cache, serve: Serve) -
         (good + bytes(8 << 20), ["record_corrupt"]),
         (bytes(len(good)), ["record_corrupt"]),
         (unreadable, ["record_corrupt"]),
+        (endless, ["record_corrupt"]),
         (other_model, ["record_foreign"]),
         (bytes(newer), ["record_future_version"]),
     ]
@@ -233,7 +240,7 @@ def test_a_record_that_is_none_costs_its_user_only(cache: Cache, serve: Serve) -
     cache.redis.set(key, good)
     assert score(client)["user_state"] == "cached"
     metrics = client.get("/metrics").text
-    for reason, count in {"corrupt": 3, "shape": 1, "foreign_model": 1, "future_version": 1}.items():
+    for reason, count in {"corrupt": 4, "shape": 1, "foreign_model": 1, "future_version": 1}.items():
         assert f'lrea_record_errors_total{{reason="{reason}"}} {count}.0' in metrics
     assert client.get("/readyz").json()["degraded"] == []
 

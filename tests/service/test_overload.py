@@ -153,7 +153,7 @@ async def test_a_large_request_is_taken_by_a_service_that_has_nothing_to_do(cach
 
 
 async def test_bodies_hold_no_more_memory_than_there_is_for_all(cache: Cache, serve: Serve) -> None:
-    """Callers who send slowly hold what has come of theirs, and no more: nobody is refused for what he may yet send."""
+    """Callers who send slowly hold what has come of theirs and no more, and usual requests are taken all the same."""
     serving = serve(cache, max_bodies_mb=1, max_body_bytes=500_000)
     last = json.dumps({"user_id": 100, "candidates": CANDIDATES}).encode()
 
@@ -165,18 +165,22 @@ async def test_bodies_hold_no_more_memory_than_there_is_for_all(cache: Cache, se
 
     json_body = {"content-type": "application/json"}
     async with client_of(serving) as client:
-        begun, end = [asyncio.Event() for _ in range(2)], asyncio.Event()
+        begun, end = [asyncio.Event() for _ in range(3)], asyncio.Event()
         senders = [
             asyncio.create_task(client.post("/v1/score", content=slowly(each, end, 400_000), headers=json_body))
             for each in begun
         ]
-        await asyncio.gather(*[each.wait() for each in begun])
-        await when_waiting(client)
-        too_much = await client.post("/v1/score", content=b" " * 400_000 + last, headers=json_body)
-        small = await score(client, 101)
-        end.set()
+        try:
+            await asyncio.gather(*[each.wait() for each in begun])
+            deadline = time.monotonic() + 10  # all that was sent may not have come yet
+            too_much = await client.post("/v1/score", content=b" " * 400_000 + last, headers=json_body)
+            while too_much.status_code == 200 and time.monotonic() < deadline:
+                too_much = await client.post("/v1/score", content=b" " * 400_000 + last, headers=json_body)
+            small = [await score(client, user) for user in range(101, 111)]
+        finally:
+            end.set()
         answers = await asyncio.gather(*senders)
         again = await client.post("/v1/score", content=b" " * 400_000 + last, headers=json_body)
     assert (too_much.status_code, too_much.headers["retry-after"]) == (429, "1")
     assert "0 of 1 MiB" in too_much.json()["detail"]
-    assert [answer.status_code for answer in (small, *answers, again)] == [200] * 4
+    assert [answer.status_code for answer in (*small, *answers, again)] == [200] * 14
