@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.access.api_keys import ApiKey, Role, digest_of
 from service.access import key_ring
+from service.access.api_keys import ApiKey, Role, digest_of
 from service.access.key_ring import MAX_FILE_BYTES, KeyRing
 from service.errors import ApiKeysError, Unauthorized
 from service.metrics import Metrics
