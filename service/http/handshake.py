@@ -44,7 +44,8 @@ class Handshake(asyncio.Protocol):
         self._transport = transport
         self._connection.place = place
         self._connection.connections.add(self)  # type: ignore[arg-type]  # uvicorn only counts them and shuts them down
-        self._begin(RESERVED_S if place is Place.RESERVED else self._limits.header_timeout_s)
+        timeout_s = self._limits.header_timeout_s
+        self._begin(min(timeout_s, RESERVED_S) if place is Place.RESERVED else timeout_s)
 
     def _begin(self, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -56,7 +57,7 @@ class Handshake(asyncio.Protocol):
             self._context,
             ended,
             server_side=True,
-            ssl_handshake_timeout=min(timeout_s, self._limits.header_timeout_s),
+            ssl_handshake_timeout=timeout_s,
             ssl_shutdown_timeout=SHUTDOWN_S,
         )
         self._transport.set_protocol(tls)

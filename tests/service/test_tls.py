@@ -163,6 +163,7 @@ def test_probes_are_answered_beside_5000_mute_connections_with_1024_files(
     said = (tmp_path / "log").read_text()
     assert "Traceback" not in said
     assert "raise its limit (ulimit -Hn), or set fewer; it is 704 until then" in said
+    assert f"serving on 127.0.0.1 port {values['port']}, https" in said
 
 
 async def test_nobody_in_the_queue_holds_up_a_service_that_stops(cache: Cache, papers: Papers) -> None:
