@@ -1,7 +1,9 @@
-"""Ending background tasks for certain."""
+"""Work beside the event loop that ends for certain, or that nobody waits for at the process's end."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+import threading
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -31,3 +33,22 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=AGAIN_S)
+
+
+async def in_daemon_thread(function: Callable[..., T], *arguments: object) -> T:
+    """What `function` returns or raises, from a daemon thread of its own.
+
+    For what may hang, such as a file on a network: a process does not end before the threads of asyncio.to_thread have.
+    If this is cancelled, the thread goes on and its result is dropped.
+    """
+    result = Future[T]()
+    result.set_running_or_notify_cancel()  # from here on it is only the thread's to end
+
+    def work() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, name=getattr(function, "__name__", None), daemon=True).start()
+    return await asyncio.wrap_future(result)

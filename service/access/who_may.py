@@ -33,14 +33,20 @@ WHO_MAY: Mapping[str, Who] = {
     f"GET {_VERSION}/ready": SCORE,
     "GET /v2": SCORE,
     "GET /v2/health/live": EVERYBODY,
+    "HEAD /v2/health/live": EVERYBODY,
     "GET /v2/health/ready": EVERYBODY,
+    "HEAD /v2/health/ready": EVERYBODY,
     "POST /v2/repository/index": SCORE,
     "GET /livez": EVERYBODY,
+    "HEAD /livez": EVERYBODY,
     "GET /readyz": EVERYBODY,
+    "HEAD /readyz": EVERYBODY,
     "GET /metrics": MONITOR,
     "GET /openapi.json": SCORE,
     "GET /docs": SCORE,
 }
+
+_SHOW_KEYS = {b"x-api-key": "X-API-Key", b"authorization": "Authorization"}
 
 
 def who_may(method: str, path: str) -> Who:
@@ -58,21 +64,27 @@ class Access:
         """Raise Unauthorized or Forbidden unless the request's key is one of those who may."""
         if self._keys is None or who is None:
             return
-        presented = presented_key(scope)
-        if presented is None:
-            raise Unauthorized("there is no API key: send Authorization: Bearer KEY, or X-API-Key: KEY")
-        key = self._keys.holder(presented)
+        key = self._keys.holder(presented_key(scope))
         if key.role not in who:
             wanted = " or ".join(sorted(who))
             raise Forbidden(f"the API key {key.name} is for {key.role}, wanted one for {wanted}: ask with that one")
 
 
-def presented_key(scope: Scope) -> bytes | None:
-    """What the request shows as its key. X-API-Key goes first: a proxy may want Authorization for itself."""
-    bearer = None
+def presented_key(scope: Scope) -> bytes:
+    """What the request shows as its key. X-API-Key goes first: a proxy may want Authorization for itself.
+
+    Raises Unauthorized where it shows none, or one header twice: a proxy in front may have read the other one.
+    """
+    shown: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        if name == b"x-api-key":
-            return bytes(value)
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            bearer = value[7:].strip()
-    return bearer
+        if name in _SHOW_KEYS:
+            if name in shown:
+                raise Unauthorized(f"{_SHOW_KEYS[name]} is there more than once: send one")
+            shown[name] = value.strip()
+    if key := shown.get(b"x-api-key"):
+        return key
+    scheme, _, key = shown.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer" and key:
+        return key.strip()
+    found = "what Authorization has is no Bearer KEY, " if scheme else ""
+    raise Unauthorized(f"there is no API key: {found}send Authorization: Bearer KEY, or X-API-Key: KEY")

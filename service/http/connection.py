@@ -44,6 +44,14 @@ CHUNK_BYTES = 16  # that each chunk may have beside its data, for its size, befo
 _OTHER_PROTOCOL = (b"connection", b"upgrade", b"http2-settings")
 
 
+class Place(Enum):
+    """What a connection may be used for."""
+
+    ANY = "any request"
+    RESERVED = "probes"
+    NONE = "nothing"
+
+
 @dataclass(frozen=True)
 class ConnectionLimits:
     """What one connection may cost, and how many there are."""
@@ -52,6 +60,11 @@ class ConnectionLimits:
     header_timeout_s: float
     body_timeout_s: float
     max_connections: int
+
+    def place(self, count: int) -> Place:
+        """The place of the newest of `count` connections."""
+        beyond = count - self.max_connections
+        return Place.ANY if beyond <= 0 else Place.RESERVED if beyond <= RESERVED else Place.NONE
 
 
 class _Part(Enum):
@@ -81,16 +94,16 @@ class Connection(HttpToolsProtocol):
         # the end of the one before begins at 0 (or below, by its body): too lenient by one read at most.
         self._overhead = 0
         self._answered: RequestResponseCycle | None = None  # the request that the application has, or had
-        self._reserved = False
+        self.place: Place | None = None  # None: it gets one when it is made
         self._refused = False  # nothing is read any more
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        beyond = len(self.connections) - self._limits.max_connections
-        self._reserved = beyond > 0
-        if beyond > RESERVED:
+        if self.place is None:
+            self.place = self._limits.place(len(self.connections))
+        if self.place is Place.NONE:
             self._refused = True
             self._answer(self._too_many())
             self.transport.close()
@@ -198,6 +211,10 @@ class Connection(HttpToolsProtocol):
         line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n\r\n")
         return line + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
 
+    @property
+    def _reserved(self) -> bool:
+        return self.place is Place.RESERVED
+
     def _path(self) -> bytes:
         return self.url.partition(b"?")[0]
 
@@ -206,7 +223,9 @@ class Connection(HttpToolsProtocol):
     def _wait(self) -> None:
         limits = self._limits
         seconds = limits.body_timeout_s if self._part is _Part.BODY else limits.header_timeout_s
-        self._read_timer = self.loop.call_later(min(seconds, RESERVED_S) if self._reserved else seconds, self._too_late)
+        if self._reserved:
+            seconds = min(seconds, RESERVED_S)
+        self._read_timer = self.loop.call_later(seconds, self._too_late)
 
     def _end_wait(self) -> None:
         if self._read_timer is not None:

@@ -66,6 +66,8 @@ class Information:
             summary="Whether to send requests here",
             responses={200: {"model": ReadyResponse}, 503: {"model": ReadyResponse, "description": "Not ready"}},
         )
+        for path, probe in (("/livez", self.livez), ("/readyz", self.readyz)):  # some balancers ask so
+            router.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
         router.add_api_route(
             "/metrics",
             self.metrics,

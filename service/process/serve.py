@@ -6,13 +6,14 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import torch
 import uvicorn
+import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import ASGIApp
 
@@ -30,9 +31,9 @@ from service.breaker import Breaker
 from service.errors import StartupError
 from service.http.body_memory import BodyMemory
 from service.http.connection import RESERVED, ConnectionLimits, connections
+from service.http.handshake import over_tls
 from service.http.scoring import ScoringLimits
 from service.metrics import Metrics
-from service.process.event_loop import EventLoop
 from service.process.listen import allow_connections
 from service.process.server import Server
 from service.publication.follow import ModelFollower
@@ -56,7 +57,7 @@ def run(main: Coroutine[Any, Any, None], torch_threads: int) -> None:
     keep_freed_memory()
     # While a model is loaded there is nothing to finish: SIGTERM ends the process as SIGINT does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with asyncio.Runner(loop_factory=EventLoop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
 
 
@@ -87,7 +88,7 @@ async def serve_until_signal(server: Server, listeners: Sequence[socket.socket] 
 @asynccontextmanager
 async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Server]:
     """Every part, built from `settings` and put together, ready to serve; closed at the end. Raises StartupError."""
-    allow_connections(settings.max_connections + RESERVED)
+    most_connections = allow_connections(settings.max_connections, RESERVED)
     async with AsyncExitStack() as stack:
         # Before the minutes that a large model takes: who may ask, and how.
         tls = server_context(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
@@ -130,7 +131,8 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             keys=keys,
         )
         yield Server(
-            _uvicorn_config(settings, app, metrics, tls),
+            _uvicorn_config(settings, app, _protocol(_connection_limits(settings, most_connections), metrics, tls)),
+            scheme="http" if tls is None else "https",
             follower=follower,
             metrics=metrics,
             health=health,
@@ -161,12 +163,18 @@ def _keys(settings: Settings, metrics: Metrics) -> KeyRing | None:
     return KeyRing(settings.api_keys_file, None if variable is None else variable.get_secret_value(), metrics)
 
 
-def _uvicorn_config(settings: Settings, app: ASGIApp, metrics: Metrics, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _protocol(limits: ConnectionLimits, metrics: Metrics, tls: ssl.SSLContext | None) -> Callable[..., Any]:
+    """What each connection is made with."""
+    plain = connections(limits, metrics)
+    return plain if tls is None else over_tls(plain, tls, limits, metrics)
+
+
+def _uvicorn_config(settings: Settings, app: ASGIApp, protocol: Callable[..., Any]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=connections(_connection_limits(settings), metrics),  # type: ignore[arg-type]  # any callable will do
+        http=protocol,  # type: ignore[arg-type]  # any callable will do
         ws="none",
         log_config=None,
         access_log=False,
@@ -174,16 +182,15 @@ def _uvicorn_config(settings: Settings, app: ASGIApp, metrics: Metrics, tls: ssl
         proxy_headers=False,  # nobody asks where a request came from
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.grace_seconds,
-        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
 
 
-def _connection_limits(settings: Settings) -> ConnectionLimits:
+def _connection_limits(settings: Settings, most_connections: int) -> ConnectionLimits:
     return ConnectionLimits(
         max_header_bytes=settings.max_header_bytes,
         header_timeout_s=settings.header_timeout_s,
         body_timeout_s=settings.body_timeout_s,
-        max_connections=settings.max_connections,
+        max_connections=most_connections,
     )
 
 

@@ -39,6 +39,7 @@ INFER = {
 }
 PRESENTED = ("none", "wrong", "expired", "score", "monitor", "admin")
 KEYS = {role: new_key() for role in PRESENTED[1:]}
+NO_BEARER = "what Authorization has is no Bearer KEY, send Authorization: Bearer KEY, or X-API-Key: KEY"
 EXPIRED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 # What a request gets with no key, a wrong one, an expired one, one to score, one to monitor, the administrator's.
@@ -55,10 +56,14 @@ TABLE: dict[tuple[str, str], tuple[int, int, int, int, int, int]] = {
     ("GET", "/v2/models/{model_name}/versions/{model_version}/ready"): (401, 401, 401, 200, 403, 200),
     ("GET", "/v2"): (401, 401, 401, 200, 403, 200),
     ("GET", "/v2/health/live"): (200, 200, 200, 200, 200, 200),
+    ("HEAD", "/v2/health/live"): (200, 200, 200, 200, 200, 200),
     ("GET", "/v2/health/ready"): (200, 200, 200, 200, 200, 200),
+    ("HEAD", "/v2/health/ready"): (200, 200, 200, 200, 200, 200),
     ("POST", "/v2/repository/index"): (401, 401, 401, 200, 403, 200),
     ("GET", "/livez"): (200, 200, 200, 200, 200, 200),
+    ("HEAD", "/livez"): (200, 200, 200, 200, 200, 200),
     ("GET", "/readyz"): (200, 200, 200, 200, 200, 200),
+    ("HEAD", "/readyz"): (200, 200, 200, 200, 200, 200),
     ("GET", "/metrics"): (401, 401, 401, 403, 200, 200),
     ("GET", "/openapi.json"): (401, 401, 401, 200, 403, 200),
     ("GET", "/docs"): (401, 401, 401, 200, 403, 200),
@@ -70,7 +75,7 @@ NO_ROUTES: dict[tuple[str, str], tuple[int, int, int, int, int, int]] = {
     ("GET", "/v2/nowhere"): (401, 401, 401, 404, 404, 404),
     ("GET", "/v1/score"): (401, 401, 401, 405, 405, 405),
     ("POST", "/livez"): (401, 401, 401, 405, 405, 405),
-    ("HEAD", "/livez"): (401, 401, 401, 405, 405, 405),
+    ("HEAD", "/v1/model"): (401, 401, 401, 405, 405, 405),
     ("DELETE", "/v1/users/1"): (401, 401, 401, 405, 405, 405),
     ("OPTIONS", "/v1/score"): (401, 401, 401, 405, 405, 405),
 }
@@ -205,8 +210,9 @@ async def test_a_route_that_nobody_put_into_the_table_is_the_administrator_s(tmp
         {"x-api-key": KEYS["score"]},
         {"x-api-key": KEYS["score"], "authorization": "Basic dXNlcjpwYXNzd29yZA=="},
         {"x-api-key": KEYS["score"], "authorization": "Bearer of-a-proxy"},
+        {"x-api-key": "", "authorization": f"Bearer {KEYS['score']}"},
     ],
-    ids=["bearer", "any case", "x-api-key", "beside Basic", "beside another Bearer"],
+    ids=["bearer", "any case", "x-api-key", "beside Basic", "beside another Bearer", "beside an empty one"],
 )
 def test_ways_to_show_a_key(guarded: Guarded, headers: dict[str, str]) -> None:
     answer = guarded.score(headers)
@@ -217,11 +223,12 @@ def test_ways_to_show_a_key(guarded: Guarded, headers: dict[str, str]) -> None:
     ("headers", "detail"),
     [
         ({}, "there is no API key: send Authorization: Bearer KEY, or X-API-Key: KEY"),
-        ({"authorization": "Basic dXNlcjpwYXNzd29yZA=="}, "there is no API key: "),
-        ({"authorization": KEYS["score"]}, "there is no API key: "),
-        ({"authorization": "Bearer"}, "there is no API key: "),
+        ({"authorization": "Basic dXNlcjpwYXNzd29yZA=="}, f"there is no API key: {NO_BEARER}"),
+        ({"authorization": KEYS["score"]}, f"there is no API key: {NO_BEARER}"),
+        ({"authorization": "Bearer"}, f"there is no API key: {NO_BEARER}"),
+        ({"authorization": "", "x-api-key": ""}, "there is no API key: send Authorization: Bearer KEY"),
         ({"authorization": f"Bearer {KEYS['wrong']}"}, "the API key is none of this service's: ask for one"),
-        ({"x-api-key": ""}, "the API key is none of this service's"),
+        ({"x-api-key": ""}, "there is no API key: send Authorization: Bearer KEY, or X-API-Key: KEY"),
         ({"x-api-key": KEYS["score"][:-1]}, "the API key is none of this service's"),
         ({"x-api-key": KEYS["score"] + "A"}, "the API key is none of this service's"),
         ({"x-api-key": digest_of(KEYS["score"].encode()).hex()}, "the API key is none of this service's"),
@@ -235,6 +242,27 @@ def test_what_is_no_key(guarded: Guarded, headers: dict[str, str], detail: str) 
     answer = guarded.score(raw)
     assert answer.status_code == 401
     assert answer.json()["detail"].startswith(detail)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("X-API-Key", KEYS["score"]), ("Authorization", f"Bearer {KEYS['score']}")]
+)
+def test_a_header_that_is_there_twice_is_refused(guarded: Guarded, name: str, value: str) -> None:
+    """A proxy in front may have judged the other one."""
+    for second in (value, "", KEYS["wrong"]):
+        raw: Any = [(name, value), (name.lower(), second)]
+        answer = guarded.score(raw)
+        assert answer.status_code == 401
+        assert answer.json()["detail"] == f"{name} is there more than once: send one"
+        assert guarded.client.get("/livez", headers=raw).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready"])
+def test_a_probe_by_head_is_answered_as_one_by_get_without_a_body(guarded: Guarded, path: str) -> None:
+    by_get, by_head = guarded.client.get(path), guarded.client.head(path)
+    assert (by_head.status_code, by_head.content) == (by_get.status_code, b"")
+    for name in ("content-length", "content-type"):
+        assert by_head.headers[name] == by_get.headers[name]
 
 
 def test_a_key_for_something_else_is_told_so(guarded: Guarded) -> None:

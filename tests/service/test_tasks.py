@@ -1,10 +1,13 @@
 """Tasks end, also one that loses a cancellation on the way, as a poll of the store did before Python 3.12."""
 
 import asyncio
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from service.tasks import await_or_end, end_tasks
+from service.tasks import await_or_end, end_tasks, in_daemon_thread
 
 
 class Stubborn:
@@ -65,3 +68,44 @@ async def test_awaited_work_gives_its_result_or_its_error() -> None:
     assert await await_or_end(answer(False)) == 7
     with pytest.raises(RuntimeError, match="no answer"):
         await await_or_end(answer(True))
+
+
+async def test_a_thread_gives_its_result_or_its_error() -> None:
+    def divide(a: int, b: int) -> tuple[float, bool]:
+        return a / b, threading.current_thread().daemon
+
+    assert await in_daemon_thread(divide, 6, 4) == (1.5, True)
+    with pytest.raises(ZeroDivisionError):
+        await in_daemon_thread(divide, 1, 0)
+
+
+async def test_a_thread_goes_on_when_nobody_waits_for_it_any_more() -> None:
+    release, done = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        release.wait(20)
+        done.set()
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(in_daemon_thread(hang), timeout=0.1)
+    release.set()
+    assert await in_daemon_thread(done.wait, 20)
+
+
+HANGS = """
+import asyncio, threading
+from service.tasks import in_daemon_thread
+
+async def main():
+    try:
+        await asyncio.wait_for(in_daemon_thread(threading.Event().wait), 0.1)
+    except TimeoutError:
+        print("given up")
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_ends_although_a_thread_hangs() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "given up\n", "")

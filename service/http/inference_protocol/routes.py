@@ -84,6 +84,8 @@ class InferenceProtocol:
             summary="Whether to send requests here",
             responses={200: {"model": ReadyState}, 503: {"model": ReadyState, "description": "Not ready"}},
         )
+        for path, probe in (("/v2/health/live", self.live), ("/v2/health/ready", self.ready)):
+            router.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
         router.add_api_route(
             "/v2/repository/index",
             self.index,
