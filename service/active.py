@@ -15,6 +15,7 @@ from model.cache_format import Manifest, ManifestError, Published, is_model_id
 from model.serving_error import logit_error
 from service.errors import PublicationError, StartupError, StoreError
 from service.store import Store
+from service.tasks import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 NO_ACTIVE_GENERATION = "no_active_generation"  # why scores are degraded when the store names none
@@ -57,7 +58,7 @@ async def choose(store: Store, bundles_dir: Path, pinned: str | None, placement:
         pointer = await store.read_active()
         if pointer is not None:
             manifest = await find_manifest(store, pointer.current)
-            bundle = open_bundle(bundles_dir, pointer.current.model_id, placement)
+            bundle = await in_daemon_thread(open_bundle, bundles_dir, pointer.current.model_id, placement)
             if pinned not in (None, bundle.model_id):
                 logger.warning(
                     "LREA_MODEL_ID is %s and has no effect: the store says that model %s is active, which is served",
@@ -71,7 +72,7 @@ async def choose(store: Store, bundles_dir: Path, pinned: str | None, placement:
         logger.warning("starting without the store, every user is a miss until it answers: %s", error)
     model_id = pinned or _only_bundle(bundles_dir)
     try:
-        return ActiveModel(open_bundle(bundles_dir, model_id, placement), None)
+        return ActiveModel(await in_daemon_thread(open_bundle, bundles_dir, model_id, placement), None)
     except PublicationError as error:
         raise StartupError(str(error)) from error
 

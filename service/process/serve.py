@@ -32,6 +32,7 @@ from service.http.connection import RESERVED, ConnectionLimits, connections
 from service.http.scoring import ScoringLimits
 from service.metrics import Metrics
 from service.process.event_loop import EventLoop
+from service.process.last_resort import end_within
 from service.process.listen import allow_connections
 from service.process.server import Server
 from service.publication.follow import ModelFollower
@@ -51,10 +52,18 @@ def run(main: Coroutine[Any, Any, None], torch_threads: int) -> None:
     if torch_threads:
         torch.set_num_threads(torch_threads)
     keep_freed_memory()
-    # While a model is loaded there is nothing to finish: SIGTERM ends the process as SIGINT does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _leave)
     with asyncio.Runner(loop_factory=EventLoop) as runner:
         runner.run(main)
+
+
+def _leave(*_: object) -> None:
+    """While a model is loaded there is nothing to finish: SIGTERM ends the process as SIGINT does.
+
+    asyncio's runner has the first one cancel the main task, which hears it at once: it loads on another thread.
+    """
+    end_within(0)
+    signal.raise_signal(signal.SIGINT)
 
 
 async def serve_alone(settings: Settings) -> None:

@@ -28,6 +28,7 @@ from service.metrics import Metrics
 from service.publication.sample import SAMPLE_USERS, check_records
 from service.publication.warm_up import FORWARDS, make_ready, score_nobody
 from service.store import Store
+from service.tasks import in_daemon_thread
 from service.users.cache import UserCache
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class ModelFollower:
             self.ready = True
 
     async def _warm_up(self, bundle: Bundle) -> None:
-        await asyncio.to_thread(make_ready, bundle)
+        await in_daemon_thread(make_ready, bundle)
         for users, candidates in FORWARDS:
             await asyncio.get_running_loop().run_in_executor(
                 self._compute_executor, score_nobody, bundle, users, candidates
@@ -152,7 +153,7 @@ class ModelFollower:
             await check_records(self._store, manifest, self._user_cache.residents(SAMPLE_USERS))
         if published.model_id == bundle.model_id:
             return activate(manifest, bundle)
-        bundle = await asyncio.to_thread(open_bundle, self._bundles_dir, published.model_id, self._placement)
+        bundle = await in_daemon_thread(open_bundle, self._bundles_dir, published.model_id, self._placement)
         model = activate(manifest, bundle)
         await self._warm_up(bundle)
         return model
