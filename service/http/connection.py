@@ -4,11 +4,13 @@ Uvicorn bounds none of these. What it does per request it goes on doing; this ad
 comes in one read, and a timer only to one that does not.
 
 A request is refused here, by an answer written to the connection, only until its head is complete. From then on the
-application answers it, and is told of what is wrong with the rest (`service.http.body.REFUSED`): then the answer has the
-form, the id, and the count that the route's answers have.
+application answers it, and is told of what is wrong with the rest (`service.http.body.REFUSED`): then the answer has
+the form, the id, and the count that the route's answers have.
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -32,9 +34,11 @@ from service.http.observe import NO_ROUTE, RequestIds, given_id
 from service.http.problems import service_problem
 from service.metrics import Metrics
 
+logger = logging.getLogger(__name__)
 PROBES = frozenset({b"/livez", b"/readyz", b"/metrics", b"/v2/health/live", b"/v2/health/ready"})
 RESERVED = 64  # connections beyond the most, for probes only
 RESERVED_S = 1.0  # for a probe's request: nobody shall hold the reserve by sending nothing
+CALM_S = 60.0  # below the most connections, after which reaching it is news
 LINGER_S = 1.0  # read on after a refusal: the kernel resets a connection with unread bytes, and the answer is lost
 VERSIONS = ("1.1", "1.0")  # the parser also takes 0.9 and 2.0, as if they were these
 MAX_HEADERS = 100
@@ -54,6 +58,24 @@ class ConnectionLimits:
     max_connections: int
 
 
+class Crowd:
+    """Whether there are too many connections, by all of them together: logged once, however many there are."""
+
+    def __init__(self, max_connections: int) -> None:
+        self._max_connections = max_connections
+        self._last = -CALM_S
+
+    def met(self) -> None:
+        """A connection has come that is one too many: news if none has for `CALM_S`, else callers fill the log."""
+        now = time.monotonic()
+        if now >= self._last + CALM_S:
+            logger.warning(
+                "LREA_MAX_CONNECTIONS (%d) are open, a further one is for probes or gets 503: find who holds them",
+                self._max_connections,
+            )
+        self._last = now
+
+
 class _Part(Enum):
     """What of a request is being read."""
 
@@ -68,12 +90,14 @@ class Connection(HttpToolsProtocol):
         self,
         *,
         limits: ConnectionLimits,
+        crowd: Crowd,
         metrics: Metrics,
         request_ids: RequestIds,
         **uvicorns: Any,
     ) -> None:
         super().__init__(**uvicorns)
         self._limits = limits
+        self._crowd = crowd
         self._metrics = metrics
         self._request_ids = request_ids
         self._part: _Part | None = None  # None: between two requests
@@ -90,6 +114,8 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         beyond = len(self.connections) - self._limits.max_connections
         self._reserved = beyond > 0
+        if self._reserved:
+            self._crowd.met()
         if beyond > RESERVED:
             self._refused = True
             self._answer(self._too_many())
@@ -296,4 +322,6 @@ _MALFORMED = "what came is not a request of HTTP/1.1: correct the client, or wha
 
 def connections(limits: ConnectionLimits, metrics: Metrics) -> Callable[..., Connection]:
     """What uvicorn makes a connection with."""
-    return partial(Connection, limits=limits, metrics=metrics, request_ids=RequestIds())
+    return partial(
+        Connection, limits=limits, crowd=Crowd(limits.max_connections), metrics=metrics, request_ids=RequestIds()
+    )
