@@ -121,15 +121,18 @@ def _in_dtype(bundle: Bundle, placement: Placement) -> Bundle:
 
 
 async def find_manifest(store: Store, published: Published) -> Manifest:
-    """The manifest of `published`. Raises PublicationError, ManifestError or StoreError."""
-    manifest = await store.read_manifest(published.model_id, published.generation)
+    """The manifest of `published`. Raises PublicationError or StoreError."""
+    what = f"generation {published.generation} of model {published.model_id}"
+    key = store.manifest_key(published.model_id, published.generation)
+    try:
+        manifest = await store.read_manifest(published.model_id, published.generation)
+    except ManifestError as error:
+        raise PublicationError(f"{what} has a bad manifest at {key}: {error}") from None
     if manifest is None:
-        raise PublicationError(f"generation {published.generation} has no manifest: build the cache again")
+        raise PublicationError(f"{what} has no manifest at {key}: build the cache again")
     if (manifest.model_id, manifest.generation) != (published.model_id, published.generation):
-        found = f"{manifest.model_id} {manifest.generation}"
-        raise PublicationError(
-            f"the manifest of generation {published.generation} is of {found}: build the cache again"
-        )
+        found = f"generation {manifest.generation} of model {manifest.model_id}"
+        raise PublicationError(f"{what} has the manifest of {found} at {key}: build the cache again")
     return manifest
 
 
@@ -140,7 +143,8 @@ def activate(manifest: Manifest, bundle: Bundle) -> ActiveModel:
     odd = [f"{name} {found[name]} (the bundle's: {wanted[name]})" for name in wanted if found[name] != wanted[name]]
     if odd:
         raise PublicationError(
-            f"generation {manifest.generation} was built for {', '.join(odd)}: build the cache with this bundle"
+            f"generation {manifest.generation} of model {manifest.model_id} was built for {', '.join(odd)}: "
+            "build the cache with this bundle"
         )
     return ActiveModel(bundle, manifest.generation)
 

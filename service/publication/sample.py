@@ -29,7 +29,7 @@ async def check_records(store: Store, manifest: Manifest, user_ids: Sequence[Id]
         read = await store.read_records(manifest.model_id, manifest.generation, some)
         found |= {user_id: data for user_id, data in read.items() if data is not None}
     faults = await in_daemon_thread(_faults, manifest, found)
-    generation, asked = f"generation {manifest.generation}", len(user_ids)
+    generation, asked = f"generation {manifest.generation} of model {manifest.model_id}", len(user_ids)
     if not found and asked >= ENOUGH_USERS:
         raise PublicationError(
             f"{generation} has no record of any of {asked} users who have one now, and its manifest counts "
