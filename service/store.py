@@ -90,7 +90,8 @@ class _Connections:
             pool = ConnectionPool.from_url(url, protocol=2, socket_timeout=None, retry=Retry(NoBackoff(), 0))
         except ValueError:  # its words hold a part of the password, where that is what cannot be read
             raise StartupError(
-                "LREA_STORE_URL cannot be read as a URL: percent-encode what is special in its password (/ is %2F)"
+                "LREA_STORE_URL cannot be read as a URL: correct what stands behind the ?, "
+                "and percent-encode what is special in its password (/ is %2F)"
             ) from None
         self._make_connection: Any = pool.make_connection
         self._timeout_s = timeout_s

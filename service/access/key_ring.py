@@ -9,15 +9,18 @@ import asyncio
 import hmac
 import logging
 import math
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
 from service.access.api_keys import ApiKey, check_together, digest_of, parse_keys, shown, utc
 from service.errors import ApiKeysError, Unauthorized
 from service.metrics import Metrics
+from service.tasks import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 POLL_S = 2.0
+READ_S = 10.0  # a file on a network may hang for good
 MAX_FILE_BYTES = 1 << 20  # 10,000 keys: whatever is larger is another file
 FILE, VARIABLE = "LREA_API_KEYS_FILE", "LREA_API_KEYS"
 
@@ -32,6 +35,7 @@ class KeyRing:
         self._fixed = [] if variable is None else parse_keys(variable.replace(";", "\n"), VARIABLE)
         self._source = " and ".join([FILE] * (file is not None) + [VARIABLE] * (variable is not None))
         self._content = self._read()
+        self._reading: asyncio.Task[bytes] | None = None
         self._refused: str | None = None
         self._adopt(self._content)
 
@@ -64,7 +68,7 @@ class KeyRing:
     async def poll(self) -> None:
         """Adopt the file's keys if they have changed. A file that cannot be used changes nothing."""
         try:
-            content = await asyncio.to_thread(self._read)  # a file on a network may hang
+            content = await self._read_again()
             if content != self._content:
                 self._adopt(content)
                 self._content = content
@@ -74,10 +78,22 @@ class KeyRing:
             self._refuse(str(error))
         self._show_expiry()
 
+    async def _read_again(self) -> bytes:
+        """On a thread. One that hangs is waited for again by the next poll, which starts no other."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(in_daemon_thread(self._read), name="read-api-keys")
+        done, _ = await asyncio.wait([self._reading], timeout=READ_S)
+        if not done:
+            raise ApiKeysError(f"{FILE}: reading {self._file} has not ended after {READ_S:g} s: is its disk there?")
+        reading, self._reading = self._reading, None
+        return reading.result()
+
     def _read(self) -> bytes:
         if self._file is None:
             return b""
         try:
+            if not stat.S_ISREG(self._file.stat().st_mode):  # a pipe hangs, and can be read only once
+                raise ApiKeysError(f"{FILE}: {self._file} is no regular file: put the lines of the keys into one")
             with self._file.open("rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:

@@ -48,6 +48,14 @@ CHUNK_BYTES = 16  # that each chunk may have beside its data, for its size, befo
 _OTHER_PROTOCOL = (b"connection", b"upgrade", b"http2-settings")
 
 
+class Place(Enum):
+    """What a connection may be used for."""
+
+    ANY = "any request"
+    RESERVED = "probes"
+    NONE = "nothing"
+
+
 @dataclass(frozen=True)
 class ConnectionLimits:
     """What one connection may cost, and how many there are."""
@@ -58,22 +66,30 @@ class ConnectionLimits:
     max_connections: int
 
 
-class Crowd:
-    """Whether there are too many connections, by all of them together: logged once, however many there are."""
+class Places:
+    """The places of all connections. Logs that there are too many, once, however many come."""
 
     def __init__(self, max_connections: int) -> None:
         self._max_connections = max_connections
-        self._last = -CALM_S
+        self._last_beyond = -CALM_S
 
-    def met(self) -> None:
-        """A connection has come that is one too many: news if none has for `CALM_S`, else callers fill the log."""
+    def of(self, count: int) -> Place:
+        """The place of the newest of `count` connections."""
+        beyond = count - self._max_connections
+        if beyond <= 0:
+            return Place.ANY
+        self._note()
+        return Place.RESERVED if beyond <= RESERVED else Place.NONE
+
+    def _note(self) -> None:
+        """One too many is news if none was for `CALM_S`: else callers could fill the log."""
         now = time.monotonic()
-        if now >= self._last + CALM_S:
+        if now >= self._last_beyond + CALM_S:
             logger.warning(
-                "LREA_MAX_CONNECTIONS (%d) are open, a further one is for probes or gets 503: find who holds them",
+                "LREA_MAX_CONNECTIONS (%d) are open, a further one is for probes or refused: find who holds them",
                 self._max_connections,
             )
-        self._last = now
+        self._last_beyond = now
 
 
 class _Part(Enum):
@@ -90,14 +106,14 @@ class Connection(HttpToolsProtocol):
         self,
         *,
         limits: ConnectionLimits,
-        crowd: Crowd,
+        places: Places,
         metrics: Metrics,
         request_ids: RequestIds,
         **uvicorns: Any,
     ) -> None:
         super().__init__(**uvicorns)
         self._limits = limits
-        self._crowd = crowd
+        self._places = places
         self._metrics = metrics
         self._request_ids = request_ids
         self._part: _Part | None = None  # None: between two requests
@@ -105,18 +121,16 @@ class Connection(HttpToolsProtocol):
         # the end of the one before begins at 0 (or below, by its body): too lenient by one read at most.
         self._overhead = 0
         self._answered: RequestResponseCycle | None = None  # the request that the application has, or had
-        self._reserved = False
+        self.place: Place | None = None  # None: it gets one when it is made
         self._refused = False  # nothing is read any more
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        beyond = len(self.connections) - self._limits.max_connections
-        self._reserved = beyond > 0
-        if self._reserved:
-            self._crowd.met()
-        if beyond > RESERVED:
+        if self.place is None:
+            self.place = self._places.of(len(self.connections))
+        if self.place is Place.NONE:
             self._refused = True
             self._answer(self._too_many())
             self.transport.close()
@@ -224,6 +238,10 @@ class Connection(HttpToolsProtocol):
         line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n\r\n")
         return line + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
 
+    @property
+    def _reserved(self) -> bool:
+        return self.place is Place.RESERVED
+
     def _path(self) -> bytes:
         return self.url.partition(b"?")[0]
 
@@ -232,7 +250,9 @@ class Connection(HttpToolsProtocol):
     def _wait(self) -> None:
         limits = self._limits
         seconds = limits.body_timeout_s if self._part is _Part.BODY else limits.header_timeout_s
-        self._read_timer = self.loop.call_later(min(seconds, RESERVED_S) if self._reserved else seconds, self._too_late)
+        if self._reserved:
+            seconds = min(seconds, RESERVED_S)
+        self._read_timer = self.loop.call_later(seconds, self._too_late)
 
     def _end_wait(self) -> None:
         if self._read_timer is not None:
@@ -320,8 +340,6 @@ class Connection(HttpToolsProtocol):
 _MALFORMED = "what came is not a request of HTTP/1.1: correct the client, or what is between"
 
 
-def connections(limits: ConnectionLimits, metrics: Metrics) -> Callable[..., Connection]:
+def connections(limits: ConnectionLimits, places: Places, metrics: Metrics) -> Callable[..., Connection]:
     """What uvicorn makes a connection with."""
-    return partial(
-        Connection, limits=limits, crowd=Crowd(limits.max_connections), metrics=metrics, request_ids=RequestIds()
-    )
+    return partial(Connection, limits=limits, places=places, metrics=metrics, request_ids=RequestIds())

@@ -16,19 +16,22 @@ logger = logging.getLogger(__name__)
 OTHER_FILES = 256  # that a process has open beside its callers' connections: the store's, libraries, logs
 
 
-def allow_connections(most: int) -> None:
-    """Let this process open as many files as `most` connections need; warn if the system does not let it.
+def allow_connections(most: int, reserved: int) -> int:
+    """How many of `most` connections this process may have, `reserved` more not counted, after it has asked for more.
 
-    Many systems begin with 1,024: a service that has no descriptor left cannot ask its store either.
+    Many systems begin with 1,024 open files. A service that has none left can neither ask its store nor answer a probe,
+    so it warns of a limit that is too low, and has fewer connections.
     """
-    wanted = most + OTHER_FILES
+    wanted = most + reserved + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
+        most = max(1, hard - reserved - OTHER_FILES)
         found = f"LREA_MAX_CONNECTIONS needs {wanted} open files, and the system allows {hard}"
-        logger.warning("%s: raise its limit (ulimit -Hn), or set fewer", found)
+        logger.warning("%s: raise its limit (ulimit -Hn), or set fewer; it is %d until then", found, most)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return most
 
 
 def check_address(host: str, port: int) -> None:

@@ -5,13 +5,14 @@ import gc
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import torch
 import uvicorn
+import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import ASGIApp
 
@@ -28,10 +29,10 @@ from service.batching.scorer import Score, Scorer
 from service.breaker import Breaker
 from service.errors import StartupError
 from service.http.body_memory import BodyMemory
-from service.http.connection import RESERVED, ConnectionLimits, connections
+from service.http.connection import RESERVED, ConnectionLimits, Places, connections
+from service.http.handshake import over_tls
 from service.http.scoring import ScoringLimits
 from service.metrics import Metrics
-from service.process.event_loop import EventLoop
 from service.process.last_resort import end_within
 from service.process.listen import allow_connections
 from service.process.server import Server
@@ -53,7 +54,7 @@ def run(main: Coroutine[Any, Any, None], torch_threads: int) -> None:
         torch.set_num_threads(torch_threads)
     keep_freed_memory()
     signal.signal(signal.SIGTERM, _leave)
-    with asyncio.Runner(loop_factory=EventLoop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
 
 
@@ -90,7 +91,7 @@ async def serve_until_signal(server: Server, listeners: Sequence[socket.socket] 
 @asynccontextmanager
 async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Server]:
     """Every part, built from `settings` and put together, ready to serve; closed at the end. Raises StartupError."""
-    allow_connections(settings.max_connections + RESERVED)
+    most_connections = allow_connections(settings.max_connections, RESERVED)
     async with AsyncExitStack() as stack:
         # Before the minutes that a large model takes: who may ask, and how.
         tls = server_context(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
@@ -133,7 +134,8 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             keys=keys,
         )
         yield Server(
-            _uvicorn_config(settings, app, metrics, tls),
+            _uvicorn_config(settings, app, _protocol(_connection_limits(settings, most_connections), metrics, tls)),
+            scheme="http" if tls is None else "https",
             follower=follower,
             metrics=metrics,
             health=health,
@@ -164,12 +166,19 @@ def _keys(settings: Settings, metrics: Metrics) -> KeyRing | None:
     return KeyRing(settings.api_keys_file, None if variable is None else variable.get_secret_value(), metrics)
 
 
-def _uvicorn_config(settings: Settings, app: ASGIApp, metrics: Metrics, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _protocol(limits: ConnectionLimits, metrics: Metrics, tls: ssl.SSLContext | None) -> Callable[..., Any]:
+    """What each connection is made with."""
+    places = Places(limits.max_connections)
+    plain = connections(limits, places, metrics)
+    return plain if tls is None else over_tls(plain, tls, limits, places, metrics)
+
+
+def _uvicorn_config(settings: Settings, app: ASGIApp, protocol: Callable[..., Any]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=connections(_connection_limits(settings), metrics),  # type: ignore[arg-type]  # any callable will do
+        http=protocol,  # type: ignore[arg-type]  # any callable will do
         ws="none",
         log_config=None,
         access_log=False,
@@ -177,16 +186,15 @@ def _uvicorn_config(settings: Settings, app: ASGIApp, metrics: Metrics, tls: ssl
         proxy_headers=False,  # nobody asks where a request came from
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.grace_seconds,
-        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
 
 
-def _connection_limits(settings: Settings) -> ConnectionLimits:
+def _connection_limits(settings: Settings, most_connections: int) -> ConnectionLimits:
     return ConnectionLimits(
         max_header_bytes=settings.max_header_bytes,
         header_timeout_s=settings.header_timeout_s,
         body_timeout_s=settings.body_timeout_s,
-        max_connections=settings.max_connections,
+        max_connections=most_connections,
     )
 
 

@@ -1,10 +1,11 @@
 """The HTTP server of one process, and how it leaves: so that no caller loses a request by it."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from types import FrameType
@@ -17,6 +18,7 @@ from service.process.last_resort import end_within
 from service.publication.follow import ModelFollower
 from service.publication.health import Health
 
+logger = logging.getLogger(__name__)
 LAST_REQUEST_S = 1.0  # that callers have to send one on a connection that they keep, before it is closed
 
 
@@ -29,9 +31,18 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, *, follower: ModelFollower, metrics: Metrics, health: Health, drain_s: float
+        self,
+        config: uvicorn.Config,
+        *,
+        scheme: str,
+        follower: ModelFollower,
+        metrics: Metrics,
+        health: Health,
+        drain_s: float,
     ) -> None:
+        """scheme: for the log; what TLS there is, the protocol in `config` speaks."""
         super().__init__(config)
+        self._scheme = scheme
         self.follower = follower
         self.metrics = metrics
         self.health = health
@@ -63,7 +74,7 @@ class Server(uvicorn.Server):
 
     async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
         """And take who waits in the queue: when a listener is closed for good, the system resets them."""
-        queues = [socket.socket(fileno=os.dup(each.fileno())) for server in self.servers for each in server.sockets]
+        queues = list(_doubles(each.fileno() for server in self.servers for each in server.sockets))
         for server in self.servers:
             server.close()
         for listener in sockets:
@@ -75,7 +86,12 @@ class Server(uvicorn.Server):
         )
         for connection in waiting:
             with suppress(OSError):  # it has gone
-                await asyncio.get_running_loop().connect_accepted_socket(make, connection, ssl=self.config.ssl)
+                await asyncio.get_running_loop().connect_accepted_socket(make, connection)
+
+    def _log_started_message(self, listeners: Sequence[socket.SocketType]) -> None:
+        """In place of uvicorn's, which knows nothing of TLS here."""
+        for listener in listeners:
+            logger.info("serving on %s port %d, %s", *listener.getsockname()[:2], self._scheme)
 
     def _end_connections(self) -> None:
         """From now on every answer says that it is its connection's last."""
@@ -83,6 +99,13 @@ class Server(uvicorn.Server):
         if close not in self.config.encoded_headers:
             self.config.encoded_headers.append(close)  # from which uvicorn makes the default ones every second
             self.server_state.default_headers = [*self.server_state.default_headers, close]
+
+
+def _doubles(files: Iterable[int]) -> Iterator[socket.socket]:
+    """Each listener once more, as long as there are open files left: else who waits there is reset."""
+    with suppress(OSError):
+        for file in files:
+            yield socket.socket(fileno=os.dup(file))
 
 
 def _take_all(queue: socket.socket) -> list[socket.socket]:

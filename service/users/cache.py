@@ -189,13 +189,13 @@ class UserCache:
     def _allocate(self) -> None:
         assert self._shape is not None
         try:
-            self._table = UserTable(self._shape, self._slots)
+            table = UserTable(self._shape, self._slots)
+            self._free = [_Slot(table, row) for row in reversed(range(self._slots))]
+            self._table = table
         except (RuntimeError, MemoryError) as error:
             logger.error("no memory for %s resident users, there will be none: %s", self._slots, error)
             self._slots = 0
             self._show()
-            return
-        self._free = [_Slot(self._table, row) for row in reversed(range(self._slots))]
 
     def _evict_for(self, newcomer: Id) -> bool:
         """Free the slot of a user who is worth less; False if there is none."""

@@ -75,7 +75,8 @@ def test_the_alert_of_server_errors_says_what_to_do_of_each() -> None:
         for rule in group["rules"]
         if rule["alert"] == "LreaServerErrors"
     )
-    answered = {error.status for error in (ServiceError, *ServiceError.__subclasses__()) if error.status >= 500}
+    errors: list[type[ServiceError]] = [ServiceError, *ServiceError.__subclasses__()]
+    answered = {error.status for error in errors if error.status >= 500}
     assert answered == {int(status) for status in re.findall(r"\b5\d\d\b", action)}
 
 

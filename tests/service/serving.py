@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import uvloop
 from prometheus_client import CollectorRegistry
 
-from service.process.event_loop import EventLoop
 from service.process.serve import compose
 from service.process.server import Server
 from service.settings import Settings
@@ -49,7 +49,7 @@ class _ServiceThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=EventLoop) as runner:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._serve())
         except BaseException as error:
             self._error = error

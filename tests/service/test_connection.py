@@ -432,5 +432,5 @@ def test_beyond_the_most_connections_only_probes_are_answered(cache: Cache, capl
             status = httpx.post(f"http://127.0.0.1:{port}/v1/score", json=json.loads(BODY)).status_code
         assert status == 200, "and when they have left, everybody is"
     assert [record.message for record in caplog.records if record.name == "service.http.connection"] == [
-        "LREA_MAX_CONNECTIONS (3) are open, a further one is for probes or gets 503: find who holds them"
+        "LREA_MAX_CONNECTIONS (3) are open, a further one is for probes or refused: find who holds them"
     ]

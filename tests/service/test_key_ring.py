@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.access import key_ring
 from service.access.api_keys import ApiKey, Role, digest_of
 from service.access.key_ring import MAX_FILE_BYTES, KeyRing
 from service.errors import ApiKeysError, Unauthorized
@@ -95,6 +97,49 @@ def test_a_file_that_cannot_be_read(rings: Rings) -> None:
         rings.ring()
     rings.file.write_bytes(b"\xef\xbb\xbf" + line("a").encode())
     assert holds(rings.ring(), "a"), "a byte order mark is no part of the name"
+
+
+def test_what_is_no_regular_file(tmp_path: Path, rings: Rings) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ApiKeysError, match=f"^LREA_API_KEYS_FILE: {file} is no regular file: put the lines"):
+            KeyRing(file, None, rings.metrics)
+
+
+class SlowFile(type(Path())):  # type: ignore[misc]  # the class of paths on this system
+    """A file on a disk that can be taken away."""
+
+    def __init__(self, *_: object) -> None:
+        self.asked = 0
+        self.there = threading.Event()
+        self.there.set()
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        self.asked += 1
+        assert self.there.wait(60)
+        return Path(self).stat(follow_symlinks=follow_symlinks)
+
+
+async def test_a_read_that_hangs_is_refused_and_not_begun_again(
+    rings: Rings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(key_ring, "READ_S", 0.2)
+    rings.write(line("a"))
+    file = SlowFile(rings.file)
+    ring = KeyRing(file, None, rings.metrics)
+    file.there.clear()
+    rings.write(line("b"))
+    for _ in range(3):
+        await ring.poll()
+    assert (file.asked, rings.reloads("refused")) == (2, 1), "once at the start, once by all polls"
+    assert "has not ended after 0.2 s: is its disk there?" in caplog.text
+    assert [holds(ring, key) for key in "ab"] == [True, False]
+    monkeypatch.undo()
+    file.there.set()
+    await ring.poll()
+    assert [holds(ring, key) for key in "ab"] == [False, True]
+    await ring.poll()
+    assert (file.asked, rings.reloads("adopted"), rings.reloads("refused")) == (3, 1, 1)
 
 
 async def test_a_changed_file_is_adopted(rings: Rings) -> None:
@@ -197,3 +242,26 @@ def test_keys_change_while_the_service_runs(cache: Cache, serve: Serve, rings: R
     rings.write(line("new"))
     wait_until(lambda: status("old") == 401)
     assert status("new") == 200
+
+
+def test_a_pipe_in_the_file_s_place_does_not_end_the_reading(
+    cache: Cache, serve: Serve, tmp_path: Path, rings: Rings
+) -> None:
+    cache.publish({USER: [item_id("int", 3)]})
+    rings.write(line("old"))
+    client = serve(cache, api_keys_file=rings.file, api_keys=f"admin admin sha256:{digest_of(b'admin').hex()}")
+
+    def status(key: str) -> int:
+        return client.post("/v1/score", json=BODY, headers={"x-api-key": key}).status_code
+
+    def refused() -> bool:
+        text = client.get("/metrics", headers={"x-api-key": "admin"}).text
+        return 'lrea_api_key_reloads_total{outcome="refused"} 1.0' in text
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe").rename(rings.file)
+    wait_until(refused)
+    assert status("old") == 200
+    (tmp_path / "new").write_text(line("new"))
+    (tmp_path / "new").rename(rings.file)
+    wait_until(lambda: status("new") == 200)

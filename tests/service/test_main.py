@@ -97,6 +97,8 @@ def test_it_serves_drains_and_stops(cache: Cache) -> None:
         ({"key_prefix": "a b"}, "LREA_KEY_PREFIX"),
         ({"api_keys": "ranker score hunter2"}, "LREA_API_KEYS, line 1: the hash is a word of 7 characters"),
         ({"api_keys": ""}, "LREA_API_KEYS: there is no key"),
+        ({"torch_threads": 10**11}, "LREA_TORCH_THREADS: Input should be less than or equal to 1024"),
+        ({"store_url": "redis://:hunter2@127.0.0.1:99999/0"}, "LREA_STORE_URL: Value error, the port is none"),
         pytest.param(
             {"device": "cuda"},
             "LREA_DEVICE",

@@ -34,6 +34,14 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LREA_MAX_CANDIDATES", "0"),
         ("LREA_TIMEOUT_MS", "soon"),
         ("LREA_POLL_SECONDS", "0"),
+        ("LREA_POLL_SECONDS", "inf"),
+        ("LREA_POLL_SECONDS", "nan"),
+        ("LREA_USER_CACHE_MB", "1000000000"),
+        ("LREA_TORCH_THREADS", "100000000000"),
+        ("LREA_STORE_URL", "redis://cache:99999/0"),
+        ("LREA_BUNDLES_DIR", ""),
+        ("LREA_API_KEYS_FILE", ""),
+        ("LREA_TLS_CLIENT_CA_FILE", ""),
         ("LREA_LOG_LEVEL", "loud"),
     ],
 )
@@ -43,10 +51,38 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch, variable: 
         Settings()
 
 
-def test_a_refused_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LREA_STORE_URL", "http://user:hunter2@cache")
+def test_every_number_has_an_end() -> None:
+    """A slip of a few digits must not become a MemoryError, a service that waits for days or one that never asks."""
+    numbers = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
+    assert len(numbers) > 20
+    for name in numbers:
+        for value in (10**15, float("inf"), float("nan"), -1):
+            with pytest.raises(ValidationError):
+                Settings(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://user:hunter2@cache", "the URL starts with 'http', wanted one of redis://, rediss://, unix://"),
+        ("redis://:hunter2@cache:99999/0", "the port is none, wanted a number up to 65535 behind the host ["),
+        ("redis://:hunter2@cache:hunter2/0", "the port is none, wanted a number up to 65535 behind the host ["),
+        ("redis://cache:99999/0?password=hunter2@", "the port is none, "),
+        (
+            "redis://:hunter2/more@cache:6379/0",
+            "or the password has a character that must be percent-encoded (/ is %2F)",
+        ),
+        (
+            "redis://:hunter2#more@cache:6379/0",
+            "or the password has a character that must be percent-encoded (/ is %2F)",
+        ),
+    ],
+)
+def test_a_store_s_url_is_refused_without_its_password(monkeypatch: pytest.MonkeyPatch, url: str, said: str) -> None:
+    monkeypatch.setenv("LREA_STORE_URL", url)
     with pytest.raises(ValidationError) as error:
         Settings()
+    assert said in str(error.value)
     assert "hunter2" not in str(error.value)
 
 

@@ -1,20 +1,28 @@
 """The service over TLS: whom it serves, whom it refuses, and what is said of files that will not do."""
 
+import asyncio
+import resource
+import signal
 import socket
 import ssl
 import subprocess
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 
 from service.access.tls import server_context
 from service.errors import StartupError
+from service.http.connection import RESERVED
+from service.process.serve import compose
+from service.settings import Settings
 from tests.cache_builder.tls import Pair, make_pair
 from tests.conftest import free_port
 from tests.service.cache import Cache
@@ -83,6 +91,91 @@ def test_scores_over_tls(client: httpx.Client, papers: Papers) -> None:
         assert connection.version() == "TLSv1.3"
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(client.base_url, trust_env=False)
+
+
+@contextmanager
+def mute(address: tuple[str, int], count: int) -> Iterator[list[socket.socket]]:
+    """Connections on which nothing is ever sent."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(count)]
+
+
+def test_a_handshake_has_the_time_of_a_head(cache: Cache, papers: Papers) -> None:
+    with (
+        running_service(papers.trusting(), **settings(cache, papers, header_timeout_s=0.5)) as client,
+        mute(address(client), 3) as connections,
+    ):
+        assert [connection.recv(1) for connection in connections] == [b""] * 3
+        assert client.post("/v1/score", json=BODY).status_code == 200
+
+
+def test_connections_that_shake_hands_count(cache: Cache, papers: Papers) -> None:
+    """Beyond the most of them a caller is told to go, a probe is answered, and beyond the reserve nobody is taken."""
+    with running_service(
+        papers.trusting(), **settings(cache, papers, max_connections=3, header_timeout_s=600)
+    ) as client:
+        client.close()  # it holds a connection of its own
+        with mute(address(client), 3), httpx.Client(base_url=client.base_url, verify=papers.trusting()) as late:
+            assert late.get("/livez").status_code == 200
+            answer = late.post("/v1/score", json=BODY)
+            assert (answer.status_code, answer.json()["type"]) == (503, "urn:lrea:problem:too-many-connections")
+            with mute(address(client), RESERVED + 20) as crowd:
+                assert crowd[-1].recv(1) == b"", "closed at once"
+                assert crowd[0].recv(1) == b"", "closed after a second"
+            assert late.get("/livez").status_code == 200
+        with httpx.Client(base_url=client.base_url, verify=papers.trusting(), timeout=30) as later:
+            deadline = time.monotonic() + 20
+            while later.post("/v1/score", json=BODY).status_code == 503:
+                assert time.monotonic() < deadline, "when they have left, everybody is answered"
+
+
+FEW_FILES = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+runpy.run_module("service", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 5500, reason="needs 5,500 open files")
+def test_probes_are_answered_beside_5000_mute_connections_with_1024_files(
+    cache: Cache, papers: Papers, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    values = settings(cache, papers, port=free_port(), header_timeout_s=600)
+    try:
+        with (
+            (tmp_path / "log").open("w") as log,
+            process_of([], values, log, program=("-c", FEW_FILES)) as service,
+            httpx.Client(base_url=f"https://127.0.0.1:{values['port']}", verify=papers.trusting()) as client,
+        ):
+            wait_for_status(service, client, "/readyz", 200)
+            with mute(address(client), 5000):
+                client.close()
+                with httpx.Client(base_url=client.base_url, verify=papers.trusting()) as prober:
+                    wait_for_status(service, prober, "/livez", 200)
+                    assert prober.post("/v1/score", json=BODY).status_code == 503, "the crowd is still there"
+                service.send_signal(signal.SIGTERM)
+                assert service.wait(30) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    assert "raise its limit (ulimit -Hn), or set fewer; it is 704 until then" in said
+
+
+async def test_nobody_in_the_queue_holds_up_a_service_that_stops(cache: Cache, papers: Papers) -> None:
+    values = settings(cache, papers, port=free_port(), device="cpu", grace_seconds=5)
+    async with compose(Settings(**values), CollectorRegistry()) as server:
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        with mute(("127.0.0.1", values["port"]), 5) as connections:  # this loop has not turned: they are in the queue
+            await asyncio.wait_for(server.shutdown(), timeout=30)
+            assert [connection.recv(1) for connection in connections] == [b""] * 5
+        server.should_exit = True
+        await serving
 
 
 def test_plain_http_is_refused_and_does_no_harm(client: httpx.Client) -> None:

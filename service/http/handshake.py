@@ -1,0 +1,90 @@
+"""A connection until it speaks TLS: counted and bounded like one that does, for whoever opens it may send nothing.
+
+The event loop shakes hands before its listener tells of a connection, so of those that never end it nothing would be
+known: some thousands took all of the open files, and the probes' with them. Here the loop listens without TLS.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import uvloop.loop
+
+from service.errors import TooManyConnections
+from service.http.connection import RESERVED_S, Connection, ConnectionLimits, Place, Places
+from service.http.observe import NO_ROUTE
+from service.metrics import Metrics
+
+# uvloop's own is 30 s. A caller who keeps his connection for another request answers its end only then: one idle caller
+# would hold up a service that stops, for all of its grace.
+SHUTDOWN_S = 1.0
+
+# Not start_tls: what comes before that coroutine's first step would be lost.
+_SSLProtocol: Any = uvloop.loop.SSLProtocol  # type: ignore[attr-defined]  # its stubs leave it out
+
+
+class Handshake(asyncio.Protocol):
+    """One of uvicorn's connections while it shakes hands; then `connection` takes it over."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        context: ssl.SSLContext,
+        limits: ConnectionLimits,
+        places: Places,
+        metrics: Metrics,
+    ) -> None:
+        self._connection = connection
+        self._context = context
+        self._limits = limits
+        self._places = places
+        self._metrics = metrics
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        place = self._places.of(len(self._connection.connections) + 1)
+        if place is Place.NONE:
+            self._metrics.count_request(NO_ROUTE, TooManyConnections.status, 0.0)
+            transport.abort()
+            return
+        self._transport = transport
+        self._connection.place = place
+        self._connection.connections.add(self)  # type: ignore[arg-type]  # uvicorn only counts them and shuts them down
+        self._begin(RESERVED_S if place is Place.RESERVED else self._limits.header_timeout_s)
+
+    def _begin(self, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        ended.add_done_callback(self._end)
+        tls = _SSLProtocol(
+            loop,
+            self._connection,
+            self._context,
+            ended,
+            server_side=True,
+            ssl_handshake_timeout=min(timeout_s, self._limits.header_timeout_s),
+            ssl_shutdown_timeout=SHUTDOWN_S,
+        )
+        self._transport.set_protocol(tls)
+        tls.connection_made(self._transport)
+
+    def _end(self, ended: "asyncio.Future[None]") -> None:
+        """However it ends; if well, the connection has begun."""
+        self._connection.connections.discard(self)
+        if ended.exception() is not None:
+            self._transport.abort()
+
+    def shutdown(self) -> None:
+        """Uvicorn's word to each connection when it stops: nothing has been asked on this one."""
+        self._transport.abort()
+
+
+def over_tls(
+    make: Callable[..., Connection],
+    context: ssl.SSLContext,
+    limits: ConnectionLimits,
+    places: Places,
+    metrics: Metrics,
+) -> Callable[..., Handshake]:
+    """What uvicorn makes a connection with, where it has to speak TLS. make: a connection without."""
+    return lambda **uvicorns: Handshake(make(**uvicorns), context, limits, places, metrics)
