@@ -11,7 +11,7 @@ from tests.conftest import free_port
 from tests.service.cache import Cache
 from tests.service.test_main import process_of, wait_for_status
 from tests.service.test_stopping import BODY, begin
-from tests.service.test_workers import Service, two_workers
+from tests.service.test_workers import two_workers
 
 pytestmark = pytest.mark.timeout(120)
 SOON_S = 15.0  # of a stop that may take one second, on a machine that is busy
@@ -113,17 +113,13 @@ def test_a_forward_that_hangs_ends_with_the_process_which_says_where_it_was(cach
 
 def test_a_worker_that_is_stuck_ends_itself_and_the_status_tells(cache: Cache, tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
-    with two_workers(cache, tmp_path / "w", ("-c", HANGS + NO_PATIENCE + GO), grace_seconds=1) as service:
-        stuck(service)
+    settings = {"grace_seconds": 1, "timeout_ms": 500}
+    with two_workers(cache, tmp_path / "w", ("-c", HANGS + NO_PATIENCE + GO), **settings) as service:
+        answer = service.client.post("/v1/score", content=BODY, headers={"content-type": "application/json"})
+        assert answer.status_code == 504, "and the worker is still at it"
         service.parent.send_signal(signal.SIGTERM)
         assert service.parent.wait(SOON_S) == 1, service.log()
     log = service.log()
     assert "Timeout (0:00:02)!\n" in log
     assert log.count("ended with status 1 while it stopped") == 1
     assert "killing it" not in log
-
-
-def stuck(service: Service) -> None:
-    """A request is given up by its caller, and its worker goes on with it."""
-    with pytest.raises(httpx.TimeoutException):
-        service.client.post("/v1/score", content=BODY, headers={"content-type": "application/json"}, timeout=1)
