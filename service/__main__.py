@@ -8,12 +8,14 @@ Exits 0 after SIGTERM or SIGINT, and 1 with one message when there is nothing th
 import logging
 import os
 import sys
-from typing import Annotated
+import threading
+from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
 
 from service.errors import StartupError
+from service.process.last_resort import SPARE_S
 from service.process.listen import bind, check_address, is_loopback
 from service.process.place import Place
 from service.process.supervisor import supervise
@@ -42,7 +44,7 @@ def main(
         status = 1
     except KeyboardInterrupt:
         status = 0
-    raise typer.Exit(status)
+    _leave(status)
 
 
 def _run(settings: Settings, place: Place | None) -> int:
@@ -81,8 +83,22 @@ def _supervise(settings: Settings) -> int:
         listeners,
         [*this_program, "--as-worker"],
         os.environ,
-        stop_s=settings.drain_seconds + settings.grace_seconds + 10,
+        stop_s=settings.drain_seconds + settings.grace_seconds + SPARE_S + 5,  # first let it say what is stuck
     )
+
+
+def _leave(status: int) -> NoReturn:
+    """End this process, everything of which is closed, whatever daemon threads still do.
+
+    Python waits for none of them, but as it leaves it takes the interpreter away from one that loads a bundle, in the
+    midst of torch's C++: that ended in SIGABRT 12 times of 12.
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise typer.Exit(status)
 
 
 def _log(level: str, who: str) -> None:

@@ -15,6 +15,7 @@ from model.cache_format import Manifest, ManifestError, Published, is_model_id
 from model.serving_error import logit_error
 from service.errors import PublicationError, StartupError, StoreError
 from service.store import Store
+from service.tasks import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 NO_ACTIVE_GENERATION = "no_active_generation"  # why scores are degraded when the store names none
@@ -57,7 +58,7 @@ async def choose(store: Store, bundles_dir: Path, pinned: str | None, placement:
         pointer = await store.read_active()
         if pointer is not None:
             manifest = await find_manifest(store, pointer.current)
-            bundle = open_bundle(bundles_dir, pointer.current.model_id, placement)
+            bundle = await in_daemon_thread(open_bundle, bundles_dir, pointer.current.model_id, placement)
             if pinned not in (None, bundle.model_id):
                 logger.warning(
                     "LREA_MODEL_ID is %s and has no effect: the store says that model %s is active, which is served",
@@ -71,7 +72,7 @@ async def choose(store: Store, bundles_dir: Path, pinned: str | None, placement:
         logger.warning("starting without the store, every user is a miss until it answers: %s", error)
     model_id = pinned or _only_bundle(bundles_dir)
     try:
-        return ActiveModel(open_bundle(bundles_dir, model_id, placement), None)
+        return ActiveModel(await in_daemon_thread(open_bundle, bundles_dir, model_id, placement), None)
     except PublicationError as error:
         raise StartupError(str(error)) from error
 
@@ -120,15 +121,18 @@ def _in_dtype(bundle: Bundle, placement: Placement) -> Bundle:
 
 
 async def find_manifest(store: Store, published: Published) -> Manifest:
-    """The manifest of `published`. Raises PublicationError, ManifestError or StoreError."""
-    manifest = await store.read_manifest(published.model_id, published.generation)
+    """The manifest of `published`. Raises PublicationError or StoreError."""
+    what = f"generation {published.generation} of model {published.model_id}"
+    key = store.manifest_key(published.model_id, published.generation)
+    try:
+        manifest = await store.read_manifest(published.model_id, published.generation)
+    except ManifestError as error:
+        raise PublicationError(f"{what} has a bad manifest at {key}: {error}") from None
     if manifest is None:
-        raise PublicationError(f"generation {published.generation} has no manifest: build the cache again")
+        raise PublicationError(f"{what} has no manifest at {key}: build the cache again")
     if (manifest.model_id, manifest.generation) != (published.model_id, published.generation):
-        found = f"{manifest.model_id} {manifest.generation}"
-        raise PublicationError(
-            f"the manifest of generation {published.generation} is of {found}: build the cache again"
-        )
+        found = f"generation {manifest.generation} of model {manifest.model_id}"
+        raise PublicationError(f"{what} has the manifest of {found} at {key}: build the cache again")
     return manifest
 
 
@@ -139,7 +143,8 @@ def activate(manifest: Manifest, bundle: Bundle) -> ActiveModel:
     odd = [f"{name} {found[name]} (the bundle's: {wanted[name]})" for name in wanted if found[name] != wanted[name]]
     if odd:
         raise PublicationError(
-            f"generation {manifest.generation} was built for {', '.join(odd)}: build the cache with this bundle"
+            f"generation {manifest.generation} of model {manifest.model_id} was built for {', '.join(odd)}: "
+            "build the cache with this bundle"
         )
     return ActiveModel(bundle, manifest.generation)
 

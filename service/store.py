@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from model.cache_format import (
     ActivePointer,
     Manifest,
+    ManifestError,
     Published,
     active_key,
     lease_member,
@@ -100,12 +101,14 @@ class _Connections:
     async def ask(self, *command: str | int) -> Any:
         """The reply to one command, which may be sent twice. Raises what redis-py raises, or TimeoutError."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as limit:
                 return await self._try_twice(command)
         except redis_errors.ResponseError:
             raise
         except Exception:
             await self._drop_idle()
+            if limit.expired():
+                raise TimeoutError(f"no answer within {self._timeout_s * 1e3:g} ms") from None
             raise
 
     async def _try_twice(self, command: Sequence[str | int]) -> Any:
@@ -190,11 +193,18 @@ class Store:
         ticket = self._breaker.watch()
         data = await self._ask(self._others, "GET", active_key(self._prefix))
         self._breaker.answered(ticket)
-        return None if data is None else ActivePointer.from_json(data)
+        try:
+            return None if data is None else ActivePointer.from_json(data)
+        except ManifestError as error:
+            raise ManifestError(f"{active_key(self._prefix)}: {error}") from None
+
+    def manifest_key(self, model_id: str, generation: str) -> str:
+        """Where the store has a generation's manifest."""
+        return manifest_key(self._prefix, model_id, generation)
 
     async def read_manifest(self, model_id: str, generation: str) -> Manifest | None:
         """What one generation holds. Raises StoreError, or ManifestError for a broken manifest."""
-        data = await self._ask(self._others, "GET", manifest_key(self._prefix, model_id, generation))
+        data = await self._ask(self._others, "GET", self.manifest_key(model_id, generation))
         return None if data is None else Manifest.from_json(data)
 
     async def read_records(self, model_id: str, generation: str, user_ids: Sequence[Id]) -> dict[Id, bytes | None]:

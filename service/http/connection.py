@@ -9,6 +9,8 @@ the id, and the count that the route's answers have.
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -32,9 +34,11 @@ from service.http.observe import NO_ROUTE, RequestIds, given_id
 from service.http.problems import service_problem
 from service.metrics import Metrics
 
+logger = logging.getLogger(__name__)
 PROBES = frozenset({b"/livez", b"/readyz", b"/metrics", b"/v2/health/live", b"/v2/health/ready"})
 RESERVED = 64  # connections beyond the most, for probes only
 RESERVED_S = 1.0  # for a probe's request: nobody shall hold the reserve by sending nothing
+CALM_S = 60.0  # below the most connections, after which reaching it is news
 LINGER_S = 1.0  # read on after a refusal: the kernel resets a connection with unread bytes, and the answer is lost
 VERSIONS = ("1.1", "1.0")  # the parser also takes 0.9 and 2.0, as if they were these
 MAX_HEADERS = 100
@@ -61,10 +65,31 @@ class ConnectionLimits:
     body_timeout_s: float
     max_connections: int
 
-    def place(self, count: int) -> Place:
+
+class Places:
+    """The places of all connections. Logs that there are too many, once, however many come."""
+
+    def __init__(self, max_connections: int) -> None:
+        self._max_connections = max_connections
+        self._last_beyond = -CALM_S
+
+    def of(self, count: int) -> Place:
         """The place of the newest of `count` connections."""
-        beyond = count - self.max_connections
-        return Place.ANY if beyond <= 0 else Place.RESERVED if beyond <= RESERVED else Place.NONE
+        beyond = count - self._max_connections
+        if beyond <= 0:
+            return Place.ANY
+        self._note()
+        return Place.RESERVED if beyond <= RESERVED else Place.NONE
+
+    def _note(self) -> None:
+        """One too many is news if none was for `CALM_S`: else callers could fill the log."""
+        now = time.monotonic()
+        if now >= self._last_beyond + CALM_S:
+            logger.warning(
+                "LREA_MAX_CONNECTIONS (%d) are open, a further one is for probes or refused: find who holds them",
+                self._max_connections,
+            )
+        self._last_beyond = now
 
 
 class _Part(Enum):
@@ -81,12 +106,14 @@ class Connection(HttpToolsProtocol):
         self,
         *,
         limits: ConnectionLimits,
+        places: Places,
         metrics: Metrics,
         request_ids: RequestIds,
         **uvicorns: Any,
     ) -> None:
         super().__init__(**uvicorns)
         self._limits = limits
+        self._places = places
         self._metrics = metrics
         self._request_ids = request_ids
         self._part: _Part | None = None  # None: between two requests
@@ -102,7 +129,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if self.place is None:
-            self.place = self._limits.place(len(self.connections))
+            self.place = self._places.of(len(self.connections))
         if self.place is Place.NONE:
             self._refused = True
             self._answer(self._too_many())
@@ -313,6 +340,6 @@ class Connection(HttpToolsProtocol):
 _MALFORMED = "what came is not a request of HTTP/1.1: correct the client, or what is between"
 
 
-def connections(limits: ConnectionLimits, metrics: Metrics) -> Callable[..., Connection]:
+def connections(limits: ConnectionLimits, places: Places, metrics: Metrics) -> Callable[..., Connection]:
     """What uvicorn makes a connection with."""
-    return partial(Connection, limits=limits, metrics=metrics, request_ids=RequestIds())
+    return partial(Connection, limits=limits, places=places, metrics=metrics, request_ids=RequestIds())

@@ -12,7 +12,7 @@ from typing import Any
 import uvloop.loop
 
 from service.errors import TooManyConnections
-from service.http.connection import RESERVED_S, Connection, ConnectionLimits, Place
+from service.http.connection import RESERVED_S, Connection, ConnectionLimits, Place, Places
 from service.http.observe import NO_ROUTE
 from service.metrics import Metrics
 
@@ -28,15 +28,21 @@ class Handshake(asyncio.Protocol):
     """One of uvicorn's connections while it shakes hands; then `connection` takes it over."""
 
     def __init__(
-        self, connection: Connection, context: ssl.SSLContext, limits: ConnectionLimits, metrics: Metrics
+        self,
+        connection: Connection,
+        context: ssl.SSLContext,
+        limits: ConnectionLimits,
+        places: Places,
+        metrics: Metrics,
     ) -> None:
         self._connection = connection
         self._context = context
         self._limits = limits
+        self._places = places
         self._metrics = metrics
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        place = self._limits.place(len(self._connection.connections) + 1)
+        place = self._places.of(len(self._connection.connections) + 1)
         if place is Place.NONE:
             self._metrics.count_request(NO_ROUTE, TooManyConnections.status, 0.0)
             transport.abort()
@@ -75,7 +81,11 @@ class Handshake(asyncio.Protocol):
 
 
 def over_tls(
-    make: Callable[..., Connection], context: ssl.SSLContext, limits: ConnectionLimits, metrics: Metrics
+    make: Callable[..., Connection],
+    context: ssl.SSLContext,
+    limits: ConnectionLimits,
+    places: Places,
+    metrics: Metrics,
 ) -> Callable[..., Handshake]:
     """What uvicorn makes a connection with, where it has to speak TLS. make: a connection without."""
-    return lambda **uvicorns: Handshake(make(**uvicorns), context, limits, metrics)
+    return lambda **uvicorns: Handshake(make(**uvicorns), context, limits, places, metrics)

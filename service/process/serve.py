@@ -30,10 +30,11 @@ from service.batching.scorer import Score, Scorer
 from service.breaker import Breaker
 from service.errors import StartupError
 from service.http.body_memory import BodyMemory
-from service.http.connection import RESERVED, ConnectionLimits, connections
+from service.http.connection import RESERVED, ConnectionLimits, Places, connections
 from service.http.handshake import over_tls
 from service.http.scoring import ScoringLimits
 from service.metrics import Metrics
+from service.process.last_resort import end_within
 from service.process.listen import allow_connections
 from service.process.server import Server
 from service.publication.follow import ModelFollower
@@ -55,10 +56,18 @@ def run(main: Coroutine[Any, Any, None], torch_threads: int) -> None:
     if torch_threads:
         torch.set_num_threads(torch_threads)
     keep_freed_memory()
-    # While a model is loaded there is nothing to finish: SIGTERM ends the process as SIGINT does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _leave)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
+
+
+def _leave(*_: object) -> None:
+    """While a model is loaded there is nothing to finish: SIGTERM ends the process as SIGINT does.
+
+    asyncio's runner has the first one cancel the main task, which hears it at once: it loads on another thread.
+    """
+    end_within(0)
+    signal.raise_signal(signal.SIGINT)
 
 
 async def serve_alone(settings: Settings) -> None:
@@ -165,8 +174,9 @@ def _keys(settings: Settings, metrics: Metrics) -> KeyRing | None:
 
 def _protocol(limits: ConnectionLimits, metrics: Metrics, tls: ssl.SSLContext | None) -> Callable[..., Any]:
     """What each connection is made with."""
-    plain = connections(limits, metrics)
-    return plain if tls is None else over_tls(plain, tls, limits, metrics)
+    places = Places(limits.max_connections)
+    plain = connections(limits, places, metrics)
+    return plain if tls is None else over_tls(plain, tls, limits, places, metrics)
 
 
 def _uvicorn_config(settings: Settings, app: ASGIApp, protocol: Callable[..., Any]) -> uvicorn.Config:

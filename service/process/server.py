@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from service.metrics import Metrics
+from service.process.last_resort import end_within
 from service.publication.follow import ModelFollower
 from service.publication.health import Health
 
@@ -53,7 +54,9 @@ class Server(uvicorn.Server):
         self.health.draining = True
         if self.should_exit:
             self.force_exit = True
-        elif drain:
+            return
+        end_within((self._drain_s if drain else 0) + (self.config.timeout_graceful_shutdown or 0))
+        if drain:
             loop = asyncio.get_running_loop()
             loop.call_soon_threadsafe(self._end_connections)
             loop.call_soon_threadsafe(loop.call_later, self._drain_s, super().handle_exit, sig, frame)

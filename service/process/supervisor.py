@@ -150,6 +150,9 @@ class _Supervisor:
         process.close()
         forget_gauges(self.folder, slot.number)
         if self.stop_by is not None:
+            if process.failed and self.fault is None:
+                logger.error("%s %s while it stopped", process, how)
+                self.status = 1
             return
         what = f"{process} {how}" + (f": {process.refusal}" if process.refusal else "")
         if not self.complete or not (process.serves or any(other.serves for other in self.slots)):

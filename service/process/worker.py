@@ -11,11 +11,11 @@ import shutil
 import signal
 import socket
 import threading
-import time
 
 import torch
 
 from service.errors import PublicationError, StartupError
+from service.process.last_resort import end_within
 from service.process.place import BEAT_S, Place
 from service.process.serve import compose, run, serve_until_signal
 from service.process.server import Server
@@ -66,9 +66,8 @@ class _Lifeline(threading.Thread):
     def run(self) -> None:
         os.read(self._file, 1)
         self.cut = True
+        end_within(self._grace_s)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(self._grace_s + 10)
-        os._exit(1)
 
 
 async def _serve(settings: Settings, place: Place) -> None:
@@ -76,7 +75,7 @@ async def _serve(settings: Settings, place: Place) -> None:
         if place.replaces:
             server.metrics.worker_restarts.inc()
         await server.follower.warm_up()
-        beating = asyncio.create_task(_beat(server, place), name="heartbeat")
+        beating = asyncio.create_task(_beat(server, place, settings.grace_seconds), name="heartbeat")
         try:
             await serve_until_signal(server, [socket.socket(fileno=file) for file in place.listeners])
         finally:
@@ -85,11 +84,12 @@ async def _serve(settings: Settings, place: Place) -> None:
             raise _PartDied
 
 
-async def _beat(server: Server, place: Place) -> None:
+async def _beat(server: Server, place: Place, grace_s: float) -> None:
     """From the event loop: a process whose loop stands still accepts nothing, and its neighbours answer the probes."""
     while True:
         if server.started:
             place.beat()
-        if server.health.dead:
+        if server.health.dead and not server.should_exit:
+            end_within(grace_s)
             server.should_exit = True
         await asyncio.sleep(BEAT_S if server.started else BEAT_S / 20)

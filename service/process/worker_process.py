@@ -60,6 +60,11 @@ class WorkerProcess:
         """Send it a signal. Before it serves SIGINT becomes SIGTERM, of which it dies without a traceback."""
         self._process.send_signal(signal.SIGTERM if number == signal.SIGINT and not self.serves else number)
 
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with a status of its own that says so, and by no signal."""
+        return (self._process.poll() or 0) > 0
+
     def how_it_ended(self) -> str | None:
         """None while it runs."""
         status = self._process.poll()

@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from service.metrics import Metrics
 from service.publication.sample import SAMPLE_USERS, check_records
 from service.publication.warm_up import FORWARDS, make_ready, score_nobody
 from service.store import Store
+from service.tasks import in_daemon_thread
 from service.users.cache import UserCache
 
 logger = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ class ModelFollower:
             self.ready = True
 
     async def _warm_up(self, bundle: Bundle) -> None:
-        await asyncio.to_thread(make_ready, bundle)
+        await in_daemon_thread(make_ready, bundle)
         for users, candidates in FORWARDS:
             await asyncio.get_running_loop().run_in_executor(
                 self._compute_executor, score_nobody, bundle, users, candidates
@@ -107,16 +109,21 @@ class ModelFollower:
 
     async def poll(self) -> None:
         """Ask once what is published, and swap to it if it is new and can be served."""
-        published: Published | None = None
-        try:
-            published = await self._published()
+        with suppress(StoreError):  # which the store remembers, and has logged
             try:
-                await self._follow(published)
-            finally:
-                await self._lease()
+                published = await self._published()
+            except ManifestError as error:
+                self._refuse(_Refusal(None, str(error), time.monotonic()), None)
+            else:
+                await self._follow_or_refuse(published)
+            await self._lease()
+
+    async def _follow_or_refuse(self, published: Published | None) -> None:
+        try:
+            await self._follow(published)
         except StoreError:
-            pass  # the store remembers it, and has logged it
-        except (ManifestError, PublicationError) as error:
+            pass  # as above; what is served is leased all the same
+        except PublicationError as error:
             self._refuse(_Refusal(published, str(error), time.monotonic()), error.__cause__)
         except Exception as error:  # of what is published: then it is as bad as a broken bundle
             if published is None:
@@ -137,7 +144,7 @@ class ModelFollower:
             if await self._published() != published:
                 return  # while this was loaded another took its place, and is seen by the next poll
             self._adopt(model)
-        self._refused = None
+        self._accept(published)
 
     async def _lease(self) -> None:
         """Let the builder know what is read, which need not be what is published."""
@@ -152,7 +159,7 @@ class ModelFollower:
             await check_records(self._store, manifest, self._user_cache.residents(SAMPLE_USERS))
         if published.model_id == bundle.model_id:
             return activate(manifest, bundle)
-        bundle = await asyncio.to_thread(open_bundle, self._bundles_dir, published.model_id, self._placement)
+        bundle = await in_daemon_thread(open_bundle, self._bundles_dir, published.model_id, self._placement)
         model = activate(manifest, bundle)
         await self._warm_up(bundle)
         return model
@@ -171,6 +178,13 @@ class ModelFollower:
             logger.error(message, refusal.message, exc_info=cause)
             self._metrics.refused_publications.inc()
         self._refused = refusal
+
+    def _accept(self, published: Published | None) -> None:
+        """Log the end of a refusal: the line before said that something is wrong."""
+        if self._refused is not None:
+            what = "nothing" if published is None else f"model {published.model_id}, generation {published.generation}"
+            logger.info("what is published is served again: %s", what)
+        self._refused = None
 
     def _show(self) -> None:
         model = self.current

@@ -4,7 +4,6 @@ A manifest alone says little: its records may have been evicted, or be of anothe
 good generation cannot fail: it may well lack some of these users, or have a damaged record.
 """
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +11,7 @@ from model.cache_format import Manifest, Reason, RecordError, decode
 from model.identifiers import Id
 from service.errors import PublicationError
 from service.store import Store
+from service.tasks import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 SAMPLE_USERS = 64
@@ -28,8 +28,8 @@ async def check_records(store: Store, manifest: Manifest, user_ids: Sequence[Id]
         some = user_ids[first : first + USERS_PER_READ]
         read = await store.read_records(manifest.model_id, manifest.generation, some)
         found |= {user_id: data for user_id, data in read.items() if data is not None}
-    faults = await asyncio.to_thread(_faults, manifest, found)
-    generation, asked = f"generation {manifest.generation}", len(user_ids)
+    faults = await in_daemon_thread(_faults, manifest, found)
+    generation, asked = f"generation {manifest.generation} of model {manifest.model_id}", len(user_ids)
     if not found and asked >= ENOUGH_USERS:
         raise PublicationError(
             f"{generation} has no record of any of {asked} users who have one now, and its manifest counts "

@@ -94,4 +94,4 @@ def test_a_pod_outlives_its_drain() -> None:
     environment = {variable["name"]: variable.get("value") for variable in pod["containers"][0]["env"]}
     settings = Settings(drain_seconds=environment["LREA_DRAIN_SECONDS"])
     assert settings.drain_seconds > 5, "endpoints take seconds to forget a pod"
-    assert pod["terminationGracePeriodSeconds"] >= settings.drain_seconds + settings.grace_seconds + 10
+    assert pod["terminationGracePeriodSeconds"] >= settings.drain_seconds + settings.grace_seconds + 15  # with workers

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from service.errors import ServiceError
 from service.metrics import Metrics
 from tests.docker.parsing import DOCKER, compose, instructions
 
@@ -64,6 +65,19 @@ def test_alerts_say_what_to_do() -> None:
     for rule in (rule for group in rules["groups"] for rule in group["rules"]):
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert rule["annotations"].keys() == {"summary", "action"}, rule["alert"]
+
+
+def test_the_alert_of_server_errors_says_what_to_do_of_each() -> None:
+    rules = yaml.safe_load((DOCKER / "prometheus" / "alerts.yml").read_text())
+    (action,) = (
+        rule["annotations"]["action"]
+        for group in rules["groups"]
+        for rule in group["rules"]
+        if rule["alert"] == "LreaServerErrors"
+    )
+    errors: list[type[ServiceError]] = [ServiceError, *ServiceError.__subclasses__()]
+    answered = {error.status for error in errors if error.status >= 500}
+    assert answered == {int(status) for status in re.findall(r"\b5\d\d\b", action)}
 
 
 def test_prometheus_reads_the_rules_and_scrapes_the_service() -> None:

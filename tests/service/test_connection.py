@@ -394,7 +394,7 @@ def test_a_caller_who_does_not_take_his_answers_is_cut_off(hasty: httpx.Client) 
 # --- number -----------------------------------------------------------------------------------------------------------
 
 
-def test_beyond_the_most_connections_only_probes_are_answered(cache: Cache) -> None:
+def test_beyond_the_most_connections_only_probes_are_answered(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
     with running_service(**settings(cache, max_connections=3)) as client, ExitStack() as stack:
         client.close()  # it holds a connection of its own
 
@@ -431,3 +431,6 @@ def test_beyond_the_most_connections_only_probes_are_answered(cache: Cache) -> N
         while status == 503 and time.monotonic() < deadline:
             status = httpx.post(f"http://127.0.0.1:{port}/v1/score", json=json.loads(BODY)).status_code
         assert status == 200, "and when they have left, everybody is"
+    assert [record.message for record in caplog.records if record.name == "service.http.connection"] == [
+        "LREA_MAX_CONNECTIONS (3) are open, a further one is for probes or refused: find who holds them"
+    ]

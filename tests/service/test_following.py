@@ -16,8 +16,8 @@ import httpx
 import pytest
 import torch
 
-from model.bundle import Bundle, load_bundle, write_bundle
-from model.cache_format import Manifest, leases_key, manifest_key
+from model.bundle import Bundle, BundleError, load_bundle, write_bundle
+from model.cache_format import Manifest, active_key, leases_key, manifest_key
 from service.errors import PublicationError, StartupError
 from service.publication.warm_up import make_ready, score_nobody
 from tests.conftest import free_port
@@ -64,8 +64,11 @@ def test_another_model_is_loaded_and_swapped_in_and_back(caches: tuple[Cache, Ca
     wait_for(lambda: served(client) == (one.bundle.model_id, "first", "cached"))
 
 
-def test_what_cannot_be_served_is_refused_and_the_old_stays(caches: tuple[Cache, Cache], serve: Serve) -> None:
+def test_what_cannot_be_served_is_refused_and_the_old_stays(
+    caches: tuple[Cache, Cache], serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
     one, other = caches
+    caplog.set_level("INFO")
     one.publish({USER: HISTORY}, "good")
     client = serve(one, poll_seconds=0.02)
 
@@ -83,8 +86,67 @@ def test_what_cannot_be_served_is_refused_and_the_old_stays(caches: tuple[Cache,
         assert served(client) == (one.bundle.model_id, "good", "cached")
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["degraded"]) == (200, ["publication_refused"])
+    assert "what is published is served again" not in caplog.text
     one.point_at(one.bundle.model_id, "good")
     wait_for(lambda: client.get("/readyz").json()["degraded"] == [])
+    mended = f"what is published is served again: model {one.bundle.model_id}, generation good"
+    assert [record.levelname for record in caplog.records if record.message == mended] == ["INFO"]
+
+
+def test_what_is_missing_is_said_by_model_generation_and_key(
+    cache: Cache, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.publication.follow.RETRY_S", 0.1)
+    cache.publish({USER: HISTORY}, "good")
+    client = serve(cache, poll_seconds=0.02)
+    cache.point_at("0" * 12, "gone")
+    wait_for(lambda: refusals(client) == 1)
+    what = f"generation gone of model {'0' * 12}"
+    key = manifest_key(cache.prefix, "0" * 12, "gone")
+    assert f"{what} has no manifest at {key}: build the cache again" in caplog.records[-1].message
+    cache.redis.set(key, b"{}")
+    wait_for(lambda: f"{what} has a bad manifest at {key}: manifest." in caplog.text)
+
+
+def test_garbage_for_a_pointer_is_said_in_one_line_and_what_is_served_is_leased_on(
+    cache: Cache, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.publish({USER: HISTORY}, "good")
+    client = serve(cache, poll_seconds=0.02)
+    cache.redis.set(active_key(cache.prefix), b"garbage")
+    wait_for(lambda: refusals(client) == 1)
+    assert f"{active_key(cache.prefix)}: active pointer is not JSON" in caplog.records[-1].message
+    assert caplog.records[-1].exc_info is None
+    before = leases(cache)["good"]
+    wait_for(lambda: leases(cache)["good"] > before)
+
+
+def test_a_broken_bundle_is_not_loaded_at_every_poll_while_no_lease_is_taken(
+    caches: tuple[Cache, Cache], serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store answers reads, and its writes wait."""
+    one, other = caches
+    one.publish({USER: HISTORY}, "good")
+    client = serve(one, poll_seconds=0.02, store_timeout_ms=100)
+    loads: list[Path] = []
+    paused = Event()
+
+    def fail(folder: Path, *_: object) -> Bundle:
+        loads.append(folder)
+        assert paused.wait(20)
+        raise BundleError("broken")
+
+    monkeypatch.setattr("service.active.load_bundle", fail)
+    other.publish({USER: HISTORY}, "second")
+    wait_for(lambda: bool(loads))
+    one.redis.execute_command("CLIENT PAUSE", 60_000, "WRITE")
+    try:
+        paused.set()
+        wait_for(lambda: refusals(client) == 1)
+        time.sleep(1)  # some eight polls
+    finally:
+        one.redis.execute_command("CLIENT UNPAUSE")
+    assert len(loads) == 1
 
 
 def break_weights_by_a_bit(folder: Path) -> None:
@@ -368,17 +430,23 @@ def test_a_start_with_nothing_to_serve_says_what_to_do(
         serve(one)
 
 
+BAD = r"generation wrong of model \w+ has a bad manifest at .*:wrong:manifest: "
+
+
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        ({"format_version": 99}, "manifest has format version 99, this program reads 1: build the cache with this"),
+        ({"format_version": 99}, f"{BAD}manifest has format version 99, this program reads 1: build the cache with"),
         (
             {"user_kind": "string", "shape": "longer"},
-            r"generation wrong was built for user_kind string \(the bundle's: int\), "
+            r"generation wrong of model \w+ was built for user_kind string \(the bundle's: int\), "
             r"long_length 25 \(the bundle's: 24\): build the cache with this bundle",
         ),
-        ({"generation": "another"}, "the manifest of generation wrong is of .* another: build the cache again"),
-        ({"users": -1}, "manifest.users is -1, wanted an integer, 0 or more"),
+        (
+            {"generation": "another"},
+            r"generation wrong of model \w+ has the manifest of generation another of model \w+ at .*: build the cache",
+        ),
+        ({"users": -1}, f"{BAD}manifest.users is -1, wanted an integer, 0 or more"),
     ],
 )
 def test_a_start_with_a_manifest_that_does_not_fit_says_what_to_build(

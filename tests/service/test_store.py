@@ -116,7 +116,7 @@ async def test_a_read_that_took_too_long_leaves_no_reply_for_the_next(cache: Cac
         cache.redis.set(record_key(cache.prefix, MODEL, GENERATION, user), f"record of {user}")
     assert len(await store.read_records(MODEL, GENERATION, [0])) == 1
     cache.redis.execute_command("CLIENT PAUSE", 150, "ALL")
-    with pytest.raises(StoreTimeout):
+    with pytest.raises(StoreTimeout, match="no answer within 100 ms"):
         await store.read_records(MODEL, GENERATION, [1])
     await asyncio.sleep(0.1)
     for user in (2, 3):
