@@ -85,10 +85,9 @@ demo: $(READY) ## train, build and score real data from nothing, then exit
 serve: $(READY) ## serve what `make demo` built on 127.0.0.1:8000 until Ctrl-C
 	@exec $(BIN)/python scripts/serve.py
 
-# Two at a time where tests only compute; those that start servers and time out have the machine to themselves.
+# Two at a time: many of them wait more than they compute, and one after another takes 20 minutes.
 test: $(READY) ## run the tests and report coverage
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report= tests/model
-	$(BIN)/python -m pytest --cov --cov-append --cov-report=term --ignore tests/model
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
 # The audit ends with 75 where nobody answers for known vulnerabilities, and says so.
 check: $(READY) ## formatting, lint, types, import contracts, known vulnerabilities

@@ -31,7 +31,7 @@ class Backlog:
     """What has come and is not answered."""
 
     def __init__(self, most: int, batch: int, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
-        """most: candidates that may wait. batch: most candidates of a batch."""
+        """most: candidates that may wait. batch: most candidates of a batch, at least 1."""
         self._most = most
         self._batch = batch
         self._metrics = metrics

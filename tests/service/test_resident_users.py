@@ -209,13 +209,15 @@ async def pipeline(cache: Cache, slots: int = SLOTS) -> AsyncIterator[Pipeline]:
     store = Store(cache.url, cache.prefix, timeout_s=5)
     users = UserCache(slots * TableShape.of(cache.bundle).slot_bytes, 0.05, metrics)
     with ThreadPoolExecutor(1) as executor:
-        scorer = Scorer(UserLookup(store, users, metrics), store, Backlog(0, 0, metrics), executor, metrics)
+        scorer = Scorer(UserLookup(store, users, metrics), store, Backlog(100_000, 40, metrics), executor, metrics)
         batcher = Batcher(scorer, max_works=8, max_size=40)
         running = asyncio.create_task(batcher.run())
-        yield Pipeline(batcher, users, executor, registry)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-    await store.close()
+        try:
+            yield Pipeline(batcher, users, executor, registry)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await store.close()
 
 
 @dataclass
