@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from service.access.api_keys import ApiKey, Role, digest_of, new_key
+from service.access.api_keys import ApiKey, Role, digest_of
 from service.access.key_ring import KeyRing
 from service.access.who_may import ADMIN, EVERYBODY, MONITOR, SCORE, WHO_MAY, Access, Who
 from service.http.guard import Guard
@@ -25,6 +25,7 @@ from service.settings import Settings
 from tests.conftest import free_port
 from tests.service.cache import Cache
 from tests.service.conftest import Serve
+from tests.service.keys import key_of
 from tests.service.serving import running_service
 from tests.service.test_documentation import rows
 from tests.tiny import item_id, user_id
@@ -38,7 +39,7 @@ INFER = {
     ]
 }
 PRESENTED = ("none", "wrong", "expired", "score", "monitor", "admin")
-KEYS = {role: new_key() for role in PRESENTED[1:]}
+KEYS = {role: key_of(role) for role in PRESENTED[1:]}
 NO_BEARER = "what Authorization has is no Bearer KEY, send Authorization: Bearer KEY, or X-API-Key: KEY"
 EXPIRED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from service.access.api_keys import PREFIX, ApiKey, Role, check_together, digest_of, new_key, parse_keys
+from service.access.api_keys import PREFIX, ApiKey, Role, check_together, digest_of, parse_keys
 from service.errors import ApiKeysError
+from tests.service.keys import key_of
 from tests.service.test_documentation import MANUAL
 
 ROOT = Path(__file__).parents[2]
-KEY = new_key()
+KEY = key_of("ranker")
 HASH = f"sha256:{digest_of(KEY.encode()).hex()}"
 
 
