@@ -119,8 +119,10 @@ class Scoring:
         return [Scored(*answered) for answered in zip(asked, jobs, scores, strict=True)]
 
     def _patience_s(self, checked: CheckedRequest) -> float:
-        asked_ms = checked.request.timeout_ms
-        return self._limits.patience_s if asked_ms is None else min(asked_ms / 1e3, self._limits.patience_s)
+        asked_ms, most_s = checked.request.timeout_ms, self._limits.patience_s
+        if asked_ms is None or asked_ms >= most_s * 1e3:  # compared first: an integer may be too large for a float
+            return most_s
+        return asked_ms / 1e3
 
     async def _submit(self, jobs: Sequence[ScoringJob]) -> Sequence[Score]:
         if len(jobs) == 1:  # most are, and a gathering of one makes a task of its own

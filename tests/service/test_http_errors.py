@@ -374,3 +374,7 @@ def test_a_length_with_many_zeros_is_that_length(client: httpx.Client, digits: i
         answer = connection.answer()
     assert answer is not None
     assert answer.status == 200
+
+
+def test_a_caller_may_say_that_he_waits_for_ever(client: httpx.Client) -> None:
+    assert client.post("/v1/score", json=GOOD | {"timeout_ms": 10**400}).status_code == 200
