@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,17 +120,21 @@ def taken(report: list[dict[str, Any]]) -> dict[str, Pin]:
     return {pin.key: pin for pin in pins if pin.key not in LEFT_OUT}
 
 
-def closure(root: str, report: list[dict[str, Any]]) -> set[str]:
-    """Normalised names of all that a package of the report needs when none of its extras is asked for."""
-    needs = {canonicalize_name(item["metadata"]["name"]): item["metadata"].get("requires_dist", []) for item in report}
-    waiting, seen = [Requirement(root)], set()
+def needs_in(report: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What each package of a report asks for, by its normalised name."""
+    return {canonicalize_name(item["metadata"]["name"]): item["metadata"].get("requires_dist", []) for item in report}
+
+
+def closure(requirements: Iterable[str], needs_of: Callable[[str], Iterable[str]]) -> set[str]:
+    """Normalised names of all packages that these need. needs_of: what one asks for, by its normalised name."""
+    waiting, seen = [Requirement(line) for line in requirements], set()
     while waiting:
         requirement = waiting.pop()
         extras = requirement.extras or {""}
         if (wanted := (canonicalize_name(requirement.name), frozenset(extras))) in seen:
             continue
         seen.add(wanted)
-        for needed in map(Requirement, needs[wanted[0]]):
+        for needed in map(Requirement, needs_of(wanted[0])):
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
                 waiting.append(needed)
     return {name for name, _ in seen}
@@ -225,7 +229,7 @@ def main() -> None:
     report = resolve([*arguments.requirements, "-e", f".[{arguments.extras}]"], keep, flags)
     where = markers()
     everything = {key: replace(pin, marker=where.get(key, "")) for key, pin in taken(report).items()}
-    runtime = closure("lrea", report)
+    runtime = closure(["lrea"], needs_in(report).__getitem__)
     # Three equal signs: 2.13.0 and not 2.13.0+cpu, which 2.13.0 with two would match.
     cuda = taken(resolve([f"torch==={everything['torch'].version}"], [*keep, *everything.values()], flags))
 

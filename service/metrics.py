@@ -66,7 +66,7 @@ class Metrics:
         )
         self.waiting_candidates = Gauge(
             "lrea_waiting_candidates",
-            "Candidates that have come and are not answered, as of the last batch",
+            "Candidates that have come and are not answered",
             registry=registry,
             multiprocess_mode="livesum",
         )

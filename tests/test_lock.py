@@ -10,7 +10,20 @@ from typing import Any
 
 import pytest
 
-from scripts.lock import HEADS, MAIN, Indexes, Pin, closure, kept_pins, parse, render, taken, version_of, with_hashes
+from scripts.lock import (
+    HEADS,
+    MAIN,
+    Indexes,
+    Pin,
+    closure,
+    kept_pins,
+    needs_in,
+    parse,
+    render,
+    taken,
+    version_of,
+    with_hashes,
+)
 
 # pip 23, which Python 3.11 brings, reads its plugins by it.
 pytestmark = pytest.mark.filterwarnings("ignore:pkg_resources is deprecated:DeprecationWarning")
@@ -157,7 +170,7 @@ def test_a_report_says_what_was_taken_and_what_it_needs() -> None:
     ]
     assert taken(report).keys() == {"torch", "sym-py", "redis", "hiredis", "pytest"}
     assert taken(report)["torch"] == torch(A)
-    assert closure("lrea", report) == {"lrea", "torch", "sym-py", "redis", "hiredis"}
+    assert closure(["lrea"], needs_in(report).__getitem__) == {"lrea", "torch", "sym-py", "redis", "hiredis"}
 
 
 @pytest.mark.parametrize("lock", HEADS, ids=lambda path: path.name)

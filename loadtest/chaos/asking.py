@@ -1,19 +1,27 @@
 """How the questions of a `Truth` are asked, and how an answer to one is judged."""
 
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 
-from loadtest.chaos.open_loop import Answer, Judge, Judged, Request
+from loadtest.chaos.outcomes import Answer, Judge, Judged, Request
 from loadtest.chaos.truth import Question, Truth
 from loadtest.closed_loop import http_get, http_request
 
 SCORE, BATCH, BINARY = "score", "batch", "binary"
 _PROBLEM = "urn:lrea:problem:"
 _JSON_LENGTH = "inference-header-content-length"
+
+
+def all_questions(truth: Truth, changed: Callable[[Request], Request]) -> list[Request]:
+    """Every question to /v1/score, in disorder. changed: what becomes of each before."""
+    requests = [changed(score_request(truth, question)) for question in truth.questions()]
+    random.Random(2).shuffle(requests)
+    return requests
 
 
 def score_request(truth: Truth, question: Question, name: str = SCORE, **more: Any) -> Request:

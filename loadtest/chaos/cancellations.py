@@ -11,7 +11,8 @@ from random import Random
 
 from loadtest.chaos.asking import SCORE, score_request
 from loadtest.chaos.capacity import capacity_per_s
-from loadtest.chaos.open_loop import ABANDONED, Arrival, OpenLoad, Request, arrivals, fire, poisson
+from loadtest.chaos.open_loop import arrivals, fire, poisson
+from loadtest.chaos.outcomes import ABANDONED, Arrival, OpenLoad, Request
 from loadtest.chaos.scenario import (
     Result,
     Site,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from loadtest.chaos.open_loop import Request
+from loadtest.chaos.outcomes import Request
 from loadtest.chaos.scenario import on_a_loop
 from loadtest.closed_loop import drive
 

@@ -14,9 +14,9 @@ import orjson
 import torch
 from redis import Redis
 
-from loadtest.chaos.asking import score_request
+from loadtest.chaos.asking import all_questions
 from loadtest.chaos.meanwhile import Watch, under_load
-from loadtest.chaos.open_loop import Answer, Judged, OpenLoad, Request
+from loadtest.chaos.outcomes import Answer, Judged, OpenLoad, Request
 from loadtest.chaos.processes import Service, Store, become_the_generator, running_service, running_store, wait_until
 from loadtest.chaos.scenario import Result, Site, at_least, at_most, none_of, on_a_loop, right_answers
 from loadtest.chaos.truth import TOLERANCE, Truth
@@ -78,7 +78,8 @@ def flips(site: Site, plan: Plan = Plan()) -> Result:
         log = site.folder / "service.log"
         with running_service(settings, site.server_core, log) as service:
             meddler = Meddler(plan, service, store, site.folder / "bundles", bundles)
-            load = on_a_loop(under_load(service.port, _requests(truth), plan.rate_per_s, meddler.watch, meddler.meddle))
+            requests = all_questions(truth, _with_model)
+            load = on_a_loop(under_load(service.port, requests, plan.rate_per_s, meddler.watch, meddler.meddle))
     return result_of(plan, load, meddler.found, truth.least_distance())
 
 
@@ -182,14 +183,9 @@ def one_bit_wrong(path: Path) -> Iterator[None]:
         path.write_bytes(intact)
 
 
-def _requests(truth: Truth) -> list[Request]:
-    """All questions, in disorder, and every answer with its model in `how`."""
-    requests = [_with_model(score_request(truth, question)) for question in truth.questions()]
-    random.Random(2).shuffle(requests)
-    return requests
-
-
 def _with_model(request: Request) -> Request:
+    """The same, and of every answer its model in `how`."""
+
     def judge(answer: Answer) -> Judged:
         judged = request.judge(answer)
         if answer.status != 200:

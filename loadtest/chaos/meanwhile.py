@@ -8,12 +8,10 @@ from dataclasses import replace
 from itertools import count, cycle
 from typing import NamedTuple
 
-from loadtest.chaos.open_loop import Answer, Arrival, Judged, OpenLoad, Request, fire
+from loadtest.chaos.open_loop import fire
+from loadtest.chaos.outcomes import Answer, Arrival, Judged, OpenLoad, Request
 
-BEGINNING, QUIET = (
-    "beginning",
-    "quiet",
-)  # phases: the first requests are late (connections, a collection), and not counted
+BEGINNING, QUIET = "beginning", "quiet"  # phases: the first requests have to connect, and are not counted
 
 
 class Seen(NamedTuple):

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from loadtest.chaos.asking import SCORE, get_request, score_request
 from loadtest.chaos.capacity import capacity_per_s
-from loadtest.chaos.open_loop import Arrival, OpenLoad, Request, arrivals, fire, poisson, steady
+from loadtest.chaos.open_loop import arrivals, fire, poisson, steady
+from loadtest.chaos.outcomes import Arrival, OpenLoad, Request
 from loadtest.chaos.scenario import (
     Criterion,
     Result,

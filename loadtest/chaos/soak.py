@@ -16,7 +16,8 @@ import typer
 
 from loadtest.chaos.asking import batch_request, binary_request, score_request
 from loadtest.chaos.capacity import capacity_per_s
-from loadtest.chaos.open_loop import OpenLoad, Request, arrivals, fire, poisson
+from loadtest.chaos.open_loop import arrivals, fire, poisson
+from loadtest.chaos.outcomes import OpenLoad, Request
 from loadtest.chaos.report import main_of
 from loadtest.chaos.scenario import (
     DECLARED,

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from loadtest.chaos.asking import score_request
+from loadtest.chaos.asking import all_questions
 from loadtest.chaos.meanwhile import QUIET, Mark, Watch, under_load
-from loadtest.chaos.open_loop import Answer, Judged, OpenLoad, Request
+from loadtest.chaos.outcomes import Answer, Judged, OpenLoad, Request
 from loadtest.chaos.processes import Store, become_the_generator, running_service, running_store, wait_until
 from loadtest.chaos.proxy import PASS, Counts, Fault, Proxy
 from loadtest.chaos.scenario import Result, Site, at_least, at_most, none_of, on_a_loop, right_answers
@@ -133,7 +133,7 @@ def store_faults(site: Site, plan: Plan = Plan()) -> Result:
         bundle = make_bundle(site.folder / "bundles", shape)
         publish(store.url, PREFIX, bundle, shape)
         truth.add_stored(store.url, PREFIX, bundle, GENERATION)
-        requests = _requests(truth)
+        requests = all_questions(truth, only_for_these_reasons)
         parts = [
             _part(site, plan, "store", store.url, requests, store_kinds(store, plan)),
             _part(site, plan, "network", f"redis://{HOST}:{proxy.port}/0", requests, network_kinds(proxy, plan)),
@@ -237,13 +237,6 @@ def _lists(shape: Shape, candidates: int) -> list[list[int]]:
     """Different lists of candidates."""
     rng = random.Random(1)
     return [rng.sample(shape.item_ids, candidates) for _ in range(LISTS)]
-
-
-def _requests(truth: Truth) -> list[Request]:
-    """All questions, in disorder."""
-    requests = [only_for_these_reasons(score_request(truth, question)) for question in truth.questions()]
-    random.Random(2).shuffle(requests)
-    return requests
 
 
 def only_for_these_reasons(request: Request) -> Request:

@@ -26,7 +26,7 @@ HARMLESS = re.compile(r"[a-z]{1,12}|[0-9][0-9T:Z.+-]{0,31}")  # as roles and tim
 
 
 class Role(StrEnum):
-    """What a key is for: access.py says which routes that is."""
+    """What a key is for: who_may.py says which routes that is."""
 
     SCORE = "score"
     MONITOR = "monitor"

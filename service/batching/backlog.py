@@ -40,7 +40,7 @@ class Backlog:
         self._computing = 0  # some of them may have left: they are in nobody's way only when the batch is done
         self._busy_since = 0.0  # since the first came, or the last batch was done
         self._pace = _Pace(batch)
-        self._candidates_per_byte = _RecentRatio(MEMORY_CANDIDATES, MEMORY_BYTES)
+        self._candidates_per_byte = _RecentRatio()
 
     def check_size(self, body_bytes: int, patience_s: float) -> None:
         """Refuse a request by the length of its body, before that is parsed, which costs more than a refusal.
@@ -57,7 +57,8 @@ class Backlog:
         """
         if patience_s <= 0:
             raise DeadlineExceeded("reading the body took all the time that there was: send less, or wait longer")
-        self._candidates_per_byte.learn(candidates, body_bytes)
+        self._candidates_per_byte.fade(_kept(candidates / MEMORY_CANDIDATES, body_bytes / MEMORY_BYTES))
+        self._candidates_per_byte.add(candidates, body_bytes)
         self._check(candidates, patience_s)
         if not self._ahead:
             self._busy_since = self._clock()
@@ -111,14 +112,13 @@ class _Pace:
     def __init__(self, batch: int) -> None:
         """batch: most candidates of one."""
         self._batch = batch
-        self._sizes = [_RecentRatio(MEMORY_S, MEMORY_CANDIDATES) for _ in range(_size_class(batch) + 1)]
+        self._sizes = [_RecentRatio() for _ in range(_size_class(batch) + 1)]
 
     def learn(self, seconds: float, candidates: int) -> None:
-        known = self._sizes[self._class_of(candidates)]
-        for other in self._sizes:  # what is known of other sizes gets old too
-            if other is not known:
-                other.fade(seconds, candidates)
-        known.learn(seconds, candidates)
+        kept = _kept(seconds / MEMORY_S, candidates / MEMORY_CANDIDATES)
+        for size in self._sizes:  # what is known of other sizes gets old too
+            size.fade(kept)
+        self._sizes[self._class_of(candidates)].add(seconds, candidates)
 
     def seconds(self, candidates: int) -> float | None:
         """How long so many take, in batches as large as they make; None where nobody can say.
@@ -142,26 +142,27 @@ def _size_class(candidates: int) -> int:
     return (candidates.bit_length() - 1) // 2
 
 
+def _kept(*memories: float) -> float:
+    """How much of what was known still counts, after so many of each memory: a third (1/e) after one of any."""
+    return math.exp(-sum(memories))
+
+
 class _RecentRatio:
     """One quantity per another, of late: old pairs fade as new ones come."""
 
-    def __init__(self, memory: float, memory_per: float) -> None:
-        """memory, memory_per: after so much of the one quantity or of the other a pair counts a third (1/e)."""
-        self._memory = memory
-        self._memory_per = memory_per
+    def __init__(self) -> None:
         self._amount = 0.0
         self._per = 0.0
         self.pairs = 0.0  # that still count
 
-    def learn(self, amount: float, per: float) -> None:
-        self.fade(amount, per)
+    def add(self, amount: float, per: float) -> None:
+        """A new pair."""
         self._amount += amount
         self._per += per
         self.pairs += 1
 
-    def fade(self, amount: float, per: float) -> None:
-        """So much has come since."""
-        kept = math.exp(-amount / self._memory - per / self._memory_per)
+    def fade(self, kept: float) -> None:
+        """All that is known counts so much less."""
         self._amount *= kept
         self._per *= kept
         self.pairs *= kept

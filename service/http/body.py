@@ -42,15 +42,36 @@ class Size(NamedTuple):
     lists: int
 
 
+class Declared(NamedTuple):
+    """What a request's head says of its body."""
+
+    media_type: str
+    encoding: str
+    length: int  # 0 if it does not say it
+
+
+def declared(request: Request) -> Declared:
+    """In one pass over the headers, and not a search for each."""
+    media_type, encoding, length = "", "identity", 0
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            media_type = value.decode("latin-1").partition(";")[0].strip().lower()
+        elif name == b"content-encoding":
+            encoding = value.decode("latin-1").lower()
+        elif name == b"content-length":
+            length = _length(value)
+    return Declared(media_type, encoding, length)
+
+
 async def read_body(
-    request: Request, max_bytes: int, memory: HeldBody, media_types: frozenset[str] = JSON_ONLY
+    request: Request, said: Declared, max_bytes: int, memory: HeldBody, media_types: frozenset[str] = JSON_ONLY
 ) -> bytes:
     """The whole body. Raises UnsupportedMediaType, or BodyTooLarge as soon as it is known to be too large, or
     Overloaded as soon as there is no more memory for it.
 
     media_types: what the content-type may be; "" among them means that there may be none.
     """
-    _check_headers(request, media_types, max_bytes)
+    _check(said, media_types, max_bytes)
     chunks, size = [], 0
     async for chunk in request.stream():
         memory.add(len(chunk))
@@ -95,7 +116,12 @@ def measure(body: bytes) -> Size:
 def pointer(location: tuple[int | str, ...]) -> str:
     """A JSON pointer (RFC 6901) from the path that pydantic gives; cut short where it is very long."""
     whole = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
-    return whole if len(whole) <= MAX_SHOWN else whole[:MAX_SHOWN] + "…"
+    return shortened(whole)
+
+
+def shortened(text: str) -> str:
+    """What a caller sent, as much of it as an error shows."""
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
 def _check_size(found: Size, most: Size) -> None:
@@ -104,36 +130,21 @@ def _check_size(found: Size, most: Size) -> None:
             raise InvalidRequest.at("", f"has {count} {what}, at most {limit} are taken: split the request")
 
 
-def declared_bytes(request: Request) -> int:
-    """Length of the body as its header says; 0 if that does not say it."""
-    for name, value in request.scope["headers"]:
-        if name == b"content-length":
-            return _length(value)
-    return 0
-
-
 def _length(value: bytes) -> int:
     """The parser lets through any number of zeros, and Python reads no number of more than 4,300 digits."""
     digits = value.lstrip(b"0")[:20]
     return int(digits) if digits.isdigit() else 0
 
 
-def _check_headers(request: Request, media_types: frozenset[str], max_bytes: int) -> None:
-    media_type, encoding, declared = "", "identity", 0
-    for name, value in request.scope["headers"]:  # once, and not a search for each
-        if name == b"content-type":
-            media_type = value.decode("latin-1").partition(";")[0].strip().lower()
-        elif name == b"content-encoding":
-            encoding = value.decode("latin-1").lower()
-        elif name == b"content-length":
-            declared = _length(value)
+def _check(said: Declared, media_types: frozenset[str], max_bytes: int) -> None:
+    media_type, encoding, length = said
     if media_type not in media_types:
         found = f"content-type is {media_type[:MAX_SHOWN]!r}" if media_type else "there is no content-type"
         wanted = " or ".join(sorted(media_types - {""}))
         raise UnsupportedMediaType(f"{found}, wanted {wanted}: send that header")
     if encoding != "identity":
         raise UnsupportedMediaType(f"content-encoding is {encoding[:MAX_SHOWN]!r}, wanted none: send the body as it is")
-    if declared > max_bytes:
+    if length > max_bytes:
         raise _too_large(max_bytes)
 
 

@@ -9,8 +9,6 @@ the id, and the count that the route's answers have.
 """
 
 import asyncio
-import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -32,13 +30,10 @@ from service.errors import (
 from service.http.body import REFUSED
 from service.http.observe import NO_ROUTE, RequestIds, given_id
 from service.http.problems import service_problem
+from service.http.seats import Seat, Seats
 from service.metrics import Metrics
 
-logger = logging.getLogger(__name__)
 PROBES = frozenset({b"/livez", b"/readyz", b"/metrics", b"/v2/health/live", b"/v2/health/ready"})
-RESERVED = 64  # connections beyond the most, for probes only
-RESERVED_S = 1.0  # for a probe's request: nobody shall hold the reserve by sending nothing
-CALM_S = 60.0  # below the most connections, after which reaching it is news
 LINGER_S = 1.0  # read on after a refusal: the kernel resets a connection with unread bytes, and the answer is lost
 VERSIONS = ("1.1", "1.0")  # the parser also takes 0.9 and 2.0, as if they were these
 MAX_HEADERS = 100
@@ -46,14 +41,6 @@ MAX_PIPELINED = 16  # 14,000 requests fit in one read, and each would wait as an
 CHUNK_BYTES = 16  # that each chunk may have beside its data, for its size, before it counts as header
 
 _OTHER_PROTOCOL = (b"connection", b"upgrade", b"http2-settings")
-
-
-class Place(Enum):
-    """What a connection may be used for."""
-
-    ANY = "any request"
-    RESERVED = "probes"
-    NONE = "nothing"
 
 
 @dataclass(frozen=True)
@@ -64,32 +51,6 @@ class ConnectionLimits:
     header_timeout_s: float
     body_timeout_s: float
     max_connections: int
-
-
-class Places:
-    """The places of all connections. Logs that there are too many, once, however many come."""
-
-    def __init__(self, max_connections: int) -> None:
-        self._max_connections = max_connections
-        self._last_beyond = -CALM_S
-
-    def of(self, count: int) -> Place:
-        """The place of the newest of `count` connections."""
-        beyond = count - self._max_connections
-        if beyond <= 0:
-            return Place.ANY
-        self._note()
-        return Place.RESERVED if beyond <= RESERVED else Place.NONE
-
-    def _note(self) -> None:
-        """One too many is news if none was for `CALM_S`: else callers could fill the log."""
-        now = time.monotonic()
-        if now >= self._last_beyond + CALM_S:
-            logger.warning(
-                "LREA_MAX_CONNECTIONS (%d) are open, a further one is for probes or refused: find who holds them",
-                self._max_connections,
-            )
-        self._last_beyond = now
 
 
 class _Part(Enum):
@@ -106,14 +67,14 @@ class Connection(HttpToolsProtocol):
         self,
         *,
         limits: ConnectionLimits,
-        places: Places,
+        seats: Seats,
         metrics: Metrics,
         request_ids: RequestIds,
         **uvicorns: Any,
     ) -> None:
         super().__init__(**uvicorns)
         self._limits = limits
-        self._places = places
+        self._seats = seats
         self._metrics = metrics
         self._request_ids = request_ids
         self._part: _Part | None = None  # None: between two requests
@@ -121,16 +82,16 @@ class Connection(HttpToolsProtocol):
         # the end of the one before begins at 0 (or below, by its body): too lenient by one read at most.
         self._overhead = 0
         self._answered: RequestResponseCycle | None = None  # the request that the application has, or had
-        self.place: Place | None = None  # None: it gets one when it is made
+        self.seat: Seat | None = None  # None: it gets one when it is made
         self._refused = False  # nothing is read any more
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if self.place is None:
-            self.place = self._places.of(len(self.connections))
-        if self.place is Place.NONE:
+        if self.seat is None:
+            self.seat = self._seats.of(len(self.connections))
+        if self.seat is Seat.NONE:
             self._refused = True
             self._answer(self._too_many())
             self.transport.close()
@@ -240,7 +201,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _reserved(self) -> bool:
-        return self.place is Place.RESERVED
+        return self.seat is Seat.RESERVED
 
     def _path(self) -> bytes:
         return self.url.partition(b"?")[0]
@@ -248,11 +209,12 @@ class Connection(HttpToolsProtocol):
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        limits = self._limits
-        seconds = limits.body_timeout_s if self._part is _Part.BODY else limits.header_timeout_s
-        if self._reserved:
-            seconds = min(seconds, RESERVED_S)
-        self._read_timer = self.loop.call_later(seconds, self._too_late)
+        assert self.seat is not None
+        self._read_timer = self.loop.call_later(self.seat.time_s(self._timeout_s), self._too_late)
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._limits.body_timeout_s if self._part is _Part.BODY else self._limits.header_timeout_s
 
     def _end_wait(self) -> None:
         if self._read_timer is not None:
@@ -264,9 +226,8 @@ class Connection(HttpToolsProtocol):
         if self._part is None:  # nothing was asked, and nothing is answered
             self.transport.abort()
             return
-        limits = self._limits
-        seconds = limits.body_timeout_s if self._part is _Part.BODY else limits.header_timeout_s
-        self._refuse(RequestTimeout(f"the {self._part.value} was not complete after {seconds:g} s: send it at once"))
+        found = f"the {self._part.value} was not complete after {self._timeout_s:g} s"
+        self._refuse(RequestTimeout(f"{found}: send it at once"))
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():  # close() would wait for a caller who does not take his answer
@@ -340,6 +301,6 @@ class Connection(HttpToolsProtocol):
 _MALFORMED = "what came is not a request of HTTP/1.1: correct the client, or what is between"
 
 
-def connections(limits: ConnectionLimits, places: Places, metrics: Metrics) -> Callable[..., Connection]:
+def connections(limits: ConnectionLimits, seats: Seats, metrics: Metrics) -> Callable[..., Connection]:
     """What uvicorn makes a connection with."""
-    return partial(Connection, limits=limits, places=places, metrics=metrics, request_ids=RequestIds())
+    return partial(Connection, limits=limits, seats=seats, metrics=metrics, request_ids=RequestIds())

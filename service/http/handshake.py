@@ -12,8 +12,9 @@ from typing import Any
 import uvloop.loop
 
 from service.errors import TooManyConnections
-from service.http.connection import RESERVED_S, Connection, ConnectionLimits, Place, Places
+from service.http.connection import Connection, ConnectionLimits
 from service.http.observe import NO_ROUTE
+from service.http.seats import Seat, Seats
 from service.metrics import Metrics
 
 # uvloop's own is 30 s. A caller who keeps his connection for another request answers its end only then: one idle caller
@@ -32,26 +33,25 @@ class Handshake(asyncio.Protocol):
         connection: Connection,
         context: ssl.SSLContext,
         limits: ConnectionLimits,
-        places: Places,
+        seats: Seats,
         metrics: Metrics,
     ) -> None:
         self._connection = connection
         self._context = context
         self._limits = limits
-        self._places = places
+        self._seats = seats
         self._metrics = metrics
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        place = self._places.of(len(self._connection.connections) + 1)
-        if place is Place.NONE:
+        seat = self._seats.of(len(self._connection.connections) + 1)
+        if seat is Seat.NONE:
             self._metrics.count_request(NO_ROUTE, TooManyConnections.status, 0.0)
             transport.abort()
             return
         self._transport = transport
-        self._connection.place = place
+        self._connection.seat = seat
         self._connection.connections.add(self)  # type: ignore[arg-type]  # uvicorn only counts them and shuts them down
-        timeout_s = self._limits.header_timeout_s
-        self._begin(min(timeout_s, RESERVED_S) if place is Place.RESERVED else timeout_s)
+        self._begin(seat.time_s(self._limits.header_timeout_s))
 
     def _begin(self, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -84,8 +84,8 @@ def over_tls(
     make: Callable[..., Connection],
     context: ssl.SSLContext,
     limits: ConnectionLimits,
-    places: Places,
+    seats: Seats,
     metrics: Metrics,
 ) -> Callable[..., Handshake]:
     """What uvicorn makes a connection with, where it has to speak TLS. make: a connection without."""
-    return lambda **uvicorns: Handshake(make(**uvicorns), context, limits, places, metrics)
+    return lambda **uvicorns: Handshake(make(**uvicorns), context, limits, seats, metrics)

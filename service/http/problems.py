@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.errors import MAX_ERRORS, FieldError, ServiceError
-from service.http.body import MAX_SHOWN
+from service.http.body import shortened
 from service.http.inference_protocol.errors import in_protocol, protocol_error
 
 MEDIA_TYPE = "application/problem+json"
@@ -59,9 +59,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """What the router says by itself: 404 for a path, 405 for a method (with its Allow header)."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
-    path = request.scope["path"]
-    shown = path if len(path) <= MAX_SHOWN else path[:MAX_SHOWN] + "…"
-    detail = f"{request.method} {shown}: see /docs for the routes of this service"
+    detail = f"{request.method} {shortened(request.scope['path'])}: see /docs for the routes of this service"
     kind = phrase.lower().replace(" ", "-")
     return problem_response(error.status_code, kind, phrase, request, detail, headers=error.headers)
 

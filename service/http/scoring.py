@@ -15,7 +15,7 @@ from service.batching.backlog import Backlog
 from service.batching.batcher import Batcher
 from service.batching.prepare import Asked, CheckedRequest, Limits, ScoringJob, prepare
 from service.batching.scorer import Score
-from service.http.body import INLINE_BYTES, JSON_ONLY, Size, declared_bytes, read_body
+from service.http.body import INLINE_BYTES, JSON_ONLY, Size, declared, read_body
 from service.http.body_memory import BodyMemory
 from service.http.call import Call
 from service.metrics import Metrics
@@ -89,9 +89,10 @@ class Scoring:
         media_types: frozenset[str] = JSON_ONLY,
     ) -> T:
         """What `read` makes of the body; of a large one on a thread, so that it delays nobody else's answer."""
-        self._backlog.check_size(declared_bytes(call.request), self._limits.patience_s)
+        said = declared(call.request)
+        self._backlog.check_size(said.length, self._limits.patience_s)
         with self._body_memory.of_one() as memory:
-            body = await read_body(call.request, self._limits.max_body_bytes, memory, media_types)
+            body = await read_body(call.request, said, self._limits.max_body_bytes, memory, media_types)
             call.arrived(len(body))
             model = self._follower.current
             with call.stages.measure("parse"):

@@ -30,9 +30,10 @@ from service.batching.scorer import Score, Scorer
 from service.breaker import Breaker
 from service.errors import StartupError
 from service.http.body_memory import BodyMemory
-from service.http.connection import RESERVED, ConnectionLimits, Places, connections
+from service.http.connection import ConnectionLimits, connections
 from service.http.handshake import over_tls
 from service.http.scoring import ScoringLimits
+from service.http.seats import RESERVED, Seats
 from service.metrics import Metrics
 from service.process.last_resort import end_within
 from service.process.listen import allow_connections
@@ -174,9 +175,9 @@ def _keys(settings: Settings, metrics: Metrics) -> KeyRing | None:
 
 def _protocol(limits: ConnectionLimits, metrics: Metrics, tls: ssl.SSLContext | None) -> Callable[..., Any]:
     """What each connection is made with."""
-    places = Places(limits.max_connections)
-    plain = connections(limits, places, metrics)
-    return plain if tls is None else over_tls(plain, tls, limits, places, metrics)
+    seats = Seats(limits.max_connections)
+    plain = connections(limits, seats, metrics)
+    return plain if tls is None else over_tls(plain, tls, limits, seats, metrics)
 
 
 def _uvicorn_config(settings: Settings, app: ASGIApp, protocol: Callable[..., Any]) -> uvicorn.Config:

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from loadtest.chaos import cancellations, overload, soak
-from loadtest.chaos.open_loop import ABANDONED, Judged, OpenLoad, Outcome, Request
+from loadtest.chaos.outcomes import ABANDONED, Judged, OpenLoad, Outcome, Request
 from loadtest.chaos.report import as_tables, main_of, run, summary_line, write
 from loadtest.chaos.scenario import (
     Criterion,

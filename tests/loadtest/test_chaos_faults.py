@@ -14,7 +14,7 @@ from loadtest.chaos.flips import Flipped, flips, one_bit_wrong
 from loadtest.chaos.flips import Plan as FlipPlan
 from loadtest.chaos.flips import result_of as result_of_flips
 from loadtest.chaos.meanwhile import Watch
-from loadtest.chaos.open_loop import Answer, Judged, OpenLoad, Outcome, Request
+from loadtest.chaos.outcomes import Answer, Judged, OpenLoad, Outcome, Request
 from loadtest.chaos.proxy import Counts
 from loadtest.chaos.scenario import Result, Site
 from loadtest.chaos.scenarios import SCENARIOS

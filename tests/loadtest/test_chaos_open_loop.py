@@ -10,10 +10,9 @@ import pytest
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
-from loadtest.chaos.open_loop import (
+from loadtest.chaos.open_loop import IDLE_S, arrivals, fire, poisson, steady
+from loadtest.chaos.outcomes import (
     ABANDONED,
-    IDLE_S,
-    LAG_LIMIT_MS,
     LOST,
     REFUSED,
     TIMED_OUT,
@@ -23,11 +22,8 @@ from loadtest.chaos.open_loop import (
     OpenLoad,
     Outcome,
     Request,
-    arrivals,
-    fire,
-    poisson,
-    steady,
 )
+from loadtest.chaos.scenario import LAG_LIMIT_MS, prompt_generator
 from loadtest.closed_loop import http_get, http_request
 from tests.conftest import free_port
 from tests.loadtest.serving import serving, serving_raw
@@ -138,7 +134,7 @@ async def test_latency_and_lag_count_from_when_a_request_was_due() -> None:
     late = load.named("late")
     assert late.lag_ms() >= 200
     assert late.latency_ms(50) > late.lag_ms()
-    assert load.void
+    assert not prompt_generator(load).met
 
 
 async def test_judging_an_answer_is_not_waiting_for_it() -> None:
@@ -159,11 +155,11 @@ def test_a_load_is_void_by_its_greatest_lag() -> None:
         return Outcome("one", 0, lag_ms / 1e3, 0.5, 200, "", None)
 
     prompt = [outcome(1)] * 999
-    assert not OpenLoad([*prompt, outcome(LAG_LIMIT_MS)]).void
+    assert prompt_generator(OpenLoad([*prompt, outcome(LAG_LIMIT_MS)])).met
     load = OpenLoad([*prompt, outcome(LAG_LIMIT_MS + 0.1)])
-    assert load.void
+    assert not prompt_generator(load).met
     assert (load.lag_ms(99), load.lag_ms()) == (1.0, LAG_LIMIT_MS + 0.1)
-    assert not OpenLoad([]).void
+    assert not prompt_generator(OpenLoad([])).met, "whoever has sent nothing was not prompt"
 
 
 async def test_a_request_lost_with_its_connection_is_counted_and_the_next_gets_a_new_one() -> None:

@@ -9,7 +9,8 @@ import orjson
 import pytest
 
 from loadtest.chaos.asking import batch_request, binary_request, get_request, score_request
-from loadtest.chaos.open_loop import Answer, Arrival, Judged, fire
+from loadtest.chaos.open_loop import fire
+from loadtest.chaos.outcomes import Answer, Arrival, Judged
 from loadtest.chaos.processes import Service, Store, running_service, running_store
 from loadtest.chaos.truth import WRONG_USER, Question, Truth
 from loadtest.synthetic_cache import GENERATION, Shape, make_bundle, publish

@@ -1,7 +1,6 @@
 """HTTP by hand, over a socket: for requests that no client sends."""
 
 import json
-import select
 import socket
 from dataclasses import dataclass
 from types import TracebackType
@@ -78,10 +77,6 @@ class RawConnection:
         while (answer := self.answer()) is not None:
             found.append(answer)
         return found
-
-    def is_silent(self, wait_s: float = 1.0) -> bool:
-        """Whether nothing has come after `wait_s`."""
-        return not select.select([self._socket], [], [], wait_s)[0]
 
     def rest(self) -> bytes:
         """Whatever comes until the service ends the connection."""

@@ -171,7 +171,7 @@ def test_those_who_leave_make_room(service: Service) -> None:
 
 
 def test_a_batch_whose_callers_left_is_still_in_the_way_and_takes_as_long_as_it_does(service: Service) -> None:
-    for turn in range(50):
+    for _ in range(50):
         service.backlog.enter(BATCH, BATCH, 100)
         service.backlog.begun(BATCH)
         service.backlog.leave(BATCH)
@@ -182,7 +182,6 @@ def test_a_batch_whose_callers_left_is_still_in_the_way_and_takes_as_long_as_it_
         service.now_s += 0.01
         service.backlog.done(scored=True)
         service.backlog.leave(REQUEST)
-        assert turn < 50
     assert "about 130 ms" in service.fill().detail
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.http.connection import MAX_HEADERS, MAX_PIPELINED, RESERVED
+from service.http.connection import MAX_HEADERS, MAX_PIPELINED
+from service.http.seats import RESERVED
 from tests.service.cache import Cache
 from tests.service.raw_http import WAIT_S, Answer, RawConnection
 from tests.service.serving import running_service
@@ -431,6 +432,6 @@ def test_beyond_the_most_connections_only_probes_are_answered(cache: Cache, capl
         while status == 503 and time.monotonic() < deadline:
             status = httpx.post(f"http://127.0.0.1:{port}/v1/score", json=json.loads(BODY)).status_code
         assert status == 200, "and when they have left, everybody is"
-    assert [record.message for record in caplog.records if record.name == "service.http.connection"] == [
+    assert [record.message for record in caplog.records if record.name == "service.http.seats"] == [
         "LREA_MAX_CONNECTIONS (3) are open, a further one is for probes or refused: find who holds them"
     ]

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from service.access.tls import server_context
 from service.errors import StartupError
-from service.http.connection import RESERVED
+from service.http.seats import RESERVED
 from service.process.serve import compose
 from service.settings import Settings
 from tests.cache_builder.tls import Pair, make_pair
