@@ -5,6 +5,7 @@ then each feature). Trainer, builder and service all come through `Catalogue.enc
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from model.identifiers import Id, IdKind
 from model.log.column_hashes import hash_integers
+from model.native.index import Encoder
 from model.native.library import load
 from model.vocabulary import UNKNOWN, Int64s, Vocabulary
 
@@ -107,11 +109,15 @@ class Catalogue:
     def _encode_integers(self, ids: Int64s) -> Items:
         if load() is None:
             return self.items_of(*self.items.encode_integers(ids))
-        rows, codes, hashes, unknown = self.items.index.encode(ids, UNKNOWN, self._codes, self._hashes)
+        rows, codes, hashes, unknown = self._encoder(ids)
         if unknown:  # their hashes are of their own ids
             places = np.flatnonzero(rows.numpy() == UNKNOWN)
             hashes[places, 0] = torch.from_numpy(hash_integers(ids[places], self.items.seed))
         return Items(rows, codes, hashes)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self.items.index.encoder(UNKNOWN, self._codes, self._hashes)
 
     def items_of(self, rows: Int64s, id_hashes: Int64s) -> Items:
         """Items of these vocabulary rows, int64 [n] on the CPU, with the catalogue's features and their ids' hashes."""

@@ -21,6 +21,7 @@ import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ LEVELS = (
     ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
     ("x86-64-v3", {"avx2", "fma", "bmi2", "f16c"}),
 )
+L = TypeVar("L", bound=ctypes.CDLL)
 _INT, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
@@ -58,6 +60,13 @@ def loaded() -> ctypes.CDLL:
     library = load()
     assert library is not None
     return library
+
+
+@cache
+def at_once() -> ctypes.PyDLL:
+    """The same library, called without giving the interpreter away: for what takes microseconds."""
+    library = loaded()
+    return declared(ctypes.PyDLL(library._name, handle=library._handle))
 
 
 def level() -> str:
@@ -157,7 +166,7 @@ def _name(target: str) -> str:
     return f"lrea-{target}-{digest.hexdigest()[:16]}.so"
 
 
-def declared(library: ctypes.CDLL) -> ctypes.CDLL:
+def declared(library: L) -> L:
     """The same library with the types of its functions' arguments, as the sources have them."""
     library.lrea_scratch.argtypes, library.lrea_scratch.restype = [_INT, _INT], _INT
     library.lrea_attend.argtypes = [

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model.identifiers import INT64_MAX, INT64_MIN
-from model.native.index import IntegerIndex
+from model.native.index import AT_ONCE, IntegerIndex
 
 KEYS = st.integers(INT64_MIN, INT64_MAX) | st.integers(-5, 5) | st.integers(0, 50).map(lambda number: number << 40)
 UNKNOWN, FIRST = 1, 2
@@ -40,7 +40,7 @@ def test_encodes_as_it_finds_with_what_tables_have_there(keys: list[int], asked:
     index = IntegerIndex(np.array(keys, np.int64), FIRST)
     first, second = torch.randint(-9, 9, (FIRST + len(keys), width)), torch.randint(-9, 9, (FIRST + len(keys), 2))
     both = np.array([*keys, *asked], np.int64)
-    rows, of_first, of_second, unknown = index.encode(both, UNKNOWN, first, second)
+    rows, of_first, of_second, unknown = index.encoder(UNKNOWN, first, second)(both)
     wanted = torch.from_numpy(index.find(both, UNKNOWN))
     assert torch.equal(rows, wanted)
     assert torch.equal(of_first, first[wanted])
@@ -48,16 +48,30 @@ def test_encodes_as_it_finds_with_what_tables_have_there(keys: list[int], asked:
     assert unknown == int((wanted == UNKNOWN).sum())
 
 
+def test_encodes_many_keys_as_it_does_few() -> None:
+    index = IntegerIndex(np.arange(2 * AT_ONCE), FIRST)
+    table = torch.randint(-9, 9, (FIRST + 2 * AT_ONCE, 2))
+    encode = index.encoder(UNKNOWN, table, table)
+    keys = np.arange(-1, 2 * AT_ONCE)
+    many, few = encode(keys), [encode(part) for part in np.array_split(keys, 5)]
+    assert len(keys) > AT_ONCE >= len(keys) / 5
+    rows, of_first, of_second, unknown = zip(*few, strict=True)
+    assert torch.equal(many[0], torch.cat(rows))
+    assert torch.equal(many[1], torch.cat(of_first))
+    assert torch.equal(many[2], torch.cat(of_second))
+    assert many[3] == sum(unknown) == 1
+
+
 def test_refuses_tables_that_are_too_short() -> None:
     index, table = IntegerIndex(np.arange(5), FIRST), torch.zeros(FIRST + 4, 1, dtype=torch.int64)
     with pytest.raises(AssertionError):
-        index.encode(np.arange(5), UNKNOWN, table, table)
+        index.encoder(UNKNOWN, table, table)
 
 
 def test_a_copy_has_slots_of_its_own() -> None:
     index = IntegerIndex(np.arange(0, 900, 3), FIRST)
     for copied in (pickle.loads(pickle.dumps(index)), copy.deepcopy(index)):
-        assert copied._slots_at == copied._slots.ctypes.data != index._slots_at
+        assert copied.slots_at == copied._slots.ctypes.data != index.slots_at
         assert copied.find(np.array([3, 4]), UNKNOWN).tolist() == [FIRST + 1, UNKNOWN]
 
 
