@@ -30,6 +30,11 @@ class Items(NamedTuple):
     codes: Tensor
     hashes: Tensor
 
+    @property
+    def unknown(self) -> int:
+        """How many are items that nobody knows; on the CPU only."""
+        return int(np.count_nonzero(self.rows.numpy() == UNKNOWN))
+
     def at(self, index: Tensor | int) -> "Items":
         """The items at `index` of the first axis."""
         return Items(self.rows[index], self.codes[index], self.hashes[index])
@@ -96,6 +101,20 @@ class Catalogue:
             codes, hashes = _encode_column(column, self.features[column], values)
             items.codes[:, index], items.hashes[:, 1 + index] = torch.from_numpy(codes), torch.from_numpy(hashes)
         return items
+
+    def encode_together(self, parts: Sequence[Sequence[Id] | Int64s]) -> tuple[list[Items], list[int]]:
+        """What `encode` gives for each part, and how many ids of each are unknown, by one look-up of all of them.
+
+        Only for a catalogue of integer ids. Raises ValueError for ids of another type.
+        """
+        arrays = [part if isinstance(part, np.ndarray) else self.items.integers(part) for part in parts]
+        if len(arrays) == 1:
+            items = self._encode_integers(arrays[0])
+            return [items], [items.unknown]
+        sizes = [len(array) for array in arrays]
+        together = self._encode_integers(np.concatenate(arrays))
+        found = [Items(*part) for part in zip(*(torch.split(each, sizes) for each in together), strict=True)]
+        return found, [items.unknown for items in found] if together.unknown else [0] * len(found)
 
     def _encode_ids(self, ids: Sequence[Id] | Int64s) -> Items:
         if isinstance(ids, np.ndarray):

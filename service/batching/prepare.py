@@ -1,7 +1,9 @@
 """From a request of valid types to work for a batch: checked against the model and the limits, ids looked up.
 
-`check` is cheap and runs where the body was read; `prepare` looks up thousands of ids and runs on a thread. All that
-can be wrong with one request is found here, so that it never fails the batch it would have shared.
+`check` is cheap and runs where the body was read; `prepare` may look up thousands of ids, and runs on a thread then.
+All that can be wrong with one request is found here, so that it never fails the batch it would have shared. Integers
+without features of their own can only be known or unknown: they are looked up with those of the whole batch
+(scorer.py): in a process that does much else, it takes longer to come to a look-up than to do it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +16,7 @@ from torch import Tensor
 from model.cache_format import user_in_key
 from model.catalogue import Items
 from model.identifiers import Id, IdKind
-from model.vocabulary import UNKNOWN, Int64s
+from model.vocabulary import Int64s
 from service.active import ActiveModel
 from service.errors import FieldError, InvalidRequest
 from service.schemas import Behaviour
@@ -65,23 +67,20 @@ class CheckedRequest:
     history: Sequence[Id] | None  # its newest L + S
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ScoringJob:
     """One request, ready to be scored by the model that was active when it came."""
 
     model: ActiveModel
     user_id: Id
-    candidates: Items  # [B], on the CPU
-    unknown_candidates: int
+    candidate_ids: Sequence[Id] | Int64s
+    size: int  # candidates, B
+    candidates: Items | None  # [B], on the CPU; None: looked up with those of the whole batch
     context_codes: Tensor  # int64 [Fc], on the CPU
     recent: Recent
     user: User | None  # from the request's own history; None: look the record up
     deadline: float  # by time.monotonic()
     stages: Stages = field(default_factory=Stages)
-
-    @property
-    def size(self) -> int:
-        return len(self.candidates.rows)
 
     @property
     def group(self) -> object:
@@ -110,21 +109,29 @@ def prepare(checked: CheckedRequest, deadline: float) -> ScoringJob:
     """
     request, model = checked.request, checked.model
     bundle = model.bundle
-    candidates = _encoded(
-        checked.at + "/candidate_features",
-        lambda: bundle.catalogue.encode(request.candidates, request.candidate_features),
-    )
+    candidates = None
+    if not looked_up_together(checked):
+        candidates = _encoded(
+            checked.at + "/candidate_features",
+            lambda: bundle.catalogue.encode(request.candidates, request.candidate_features),
+        )
     context = _encoded(checked.at + "/context", lambda: bundle.context_features.encode(request.context or {}))
     return ScoringJob(
         model=model,
         user_id=request.user_id,
+        candidate_ids=request.candidates,
+        size=len(request.candidates),
         candidates=candidates,
-        unknown_candidates=int(np.count_nonzero(candidates.rows.numpy() == UNKNOWN)),
         context_codes=context,
         recent=checked.recent,
         user=None if checked.history is None else from_rows(model, checked.history, checked.recent),
         deadline=deadline,
     )
+
+
+def looked_up_together(checked: CheckedRequest) -> bool:
+    """Whether its candidates are looked up with those of its batch."""
+    return checked.model.bundle.item_kind == "int" and not checked.request.candidate_features
 
 
 def _mistakes(request: Asked, model: ActiveModel, limits: Limits) -> Iterator[tuple[str, str]]:

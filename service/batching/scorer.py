@@ -7,11 +7,14 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from model.catalogue import Items
 from model.identifiers import Id
 from model.ranker import ScoringInput
 from service.active import ActiveModel
@@ -35,6 +38,7 @@ class Score:
     origin: Origin
     gap_rows: int
     dropped_rows: int
+    unknown_candidates: int
     degraded: tuple[str, ...]
 
 
@@ -92,34 +96,67 @@ class Scorer:
         model, stages = fetched.model, fetched.stages
         with stages.measure("decode"):
             found = self._lookup.decode(fetched)
-        users, scores = self._score(jobs, fetched, found)
-        if not _are_finite(scores):  # a record may pass every check and hold numbers whose products are none
-            unscored = [job for job, score in zip(jobs, scores, strict=True) if not _are_finite([score])]
+        with stages.measure("encode"):
+            candidates, unknown = _look_up(model, jobs)
+        users, scores = self._score(jobs, candidates, fetched, found)
+        if not scores.are_finite:  # a record may pass every check and hold numbers whose products are none
+            unscored = [job for job, of_one in zip(jobs, scores.split(jobs), strict=True) if not of_one.are_finite]
             found |= {job.user_id: self._lookup.refuse(model, job.user_id) for job in unscored if job.user is None}
-            users, scores = self._score(jobs, fetched, found)
-            assert _are_finite(scores), "the model gave a score that is not a number"
+            users, scores = self._score(jobs, candidates, fetched, found)
+            assert scores.are_finite, "the model gave a score that is not a number"
         store_trouble = self._store.trouble
         return [
             Score(
-                logits_B,
-                probabilities_B,
+                *of_one,
                 user.origin,
                 user.gap_rows,
                 user.dropped_rows,
+                unknown_candidates,
                 _degraded(job, fetched, found, store_trouble),
             )
-            for job, user, (logits_B, probabilities_B) in zip(jobs, users, scores, strict=True)
+            for job, user, unknown_candidates, of_one in zip(jobs, users, unknown, scores.split(jobs), strict=True)
         ]
 
     def _score(
-        self, jobs: Sequence[ScoringJob], fetched: Fetched, found: Mapping[Id, Found]
-    ) -> tuple[list[User], list[tuple[Floats, Floats]]]:
-        """The users' side of each job, and its logits and probabilities."""
+        self, jobs: Sequence[ScoringJob], candidates: Sequence[Items], fetched: Fetched, found: Mapping[Id, Found]
+    ) -> "tuple[list[User], _Scores]":
+        """The users' side of each job, and all jobs' scores."""
         with fetched.stages.measure("transfer"):
             users = [_user(job, found) for job in jobs]
-            inputs = [_scoring_input(job, user) for job, user in zip(jobs, users, strict=True)]
+            inputs = [_scoring_input(*each) for each in zip(jobs, users, candidates, strict=True)]
         with fetched.stages.measure("compute"):
-            return users, _logits_and_probabilities(fetched.model, inputs)
+            return users, _Scores.of(fetched.model, inputs)
+
+
+class _Scores(NamedTuple):
+    """Of all candidates of a batch, or of one job's, N."""
+
+    logits_N: Floats
+    probabilities_N: Floats
+
+    @classmethod
+    def of(cls, model: ActiveModel, inputs: Sequence[ScoringInput]) -> "_Scores":
+        parts = model.bundle.serving.score_many(inputs)
+        logits_N = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(torch.float32)
+        probabilities_N = torch.sigmoid(logits_N)
+        return cls(logits_N.cpu().numpy(), probabilities_N.cpu().numpy())
+
+    def split(self, jobs: Sequence[ScoringJob]) -> "list[_Scores]":
+        """Each job's, in order."""
+        ends = [0, *accumulate(job.size for job in jobs)]
+        return [_Scores(self.logits_N[a:b], self.probabilities_N[a:b]) for a, b in pairwise(ends)]
+
+    @property
+    def are_finite(self) -> bool:
+        return bool(np.isfinite(self.probabilities_N).all())
+
+
+def _look_up(model: ActiveModel, jobs: Sequence[ScoringJob]) -> tuple[list[Items], list[int]]:
+    """Every job's candidates, and how many of them are unknown; those that are still to be looked up in one go."""
+    late = [job.candidate_ids for job in jobs if job.candidates is None]
+    together = iter(zip(*model.bundle.catalogue.encode_together(late), strict=True)) if late else iter(())
+    pairs = [next(together) if job.candidates is None else (job.candidates, job.candidates.unknown) for job in jobs]
+    return [items for items, _ in pairs], [unknown for _, unknown in pairs]
 
 
 def _user(job: ScoringJob, found: Mapping[Id, Found]) -> User:
@@ -144,21 +181,9 @@ def _degraded(
     return () if trouble is None else (trouble,)
 
 
-def _scoring_input(job: ScoringJob, user: User) -> ScoringInput:
+def _scoring_input(job: ScoringJob, user: User, candidates: Items) -> ScoringInput:
     device = job.model.device
-    context, candidates = job.context_codes, job.candidates
+    context = job.context_codes
     if device.type != "cpu":
         context, candidates = context.to(device), candidates.to(device)
     return ScoringInput(user.state, user.short, user.user_codes, context, candidates)
-
-
-def _are_finite(scores: Sequence[tuple[Floats, Floats]]) -> bool:
-    return bool(np.isfinite(np.concatenate([probabilities_B for _, probabilities_B in scores])).all())
-
-
-def _logits_and_probabilities(model: ActiveModel, inputs: Sequence[ScoringInput]) -> list[tuple[Floats, Floats]]:
-    parts = model.bundle.serving.score_many(inputs)
-    logits = torch.cat(parts).to(torch.float32)
-    both = torch.stack([logits, torch.sigmoid(logits)]).cpu()
-    split = torch.split(both, [len(part) for part in parts], dim=1)
-    return [(logits_B, probabilities_B) for logits_B, probabilities_B in (part.numpy() for part in split)]

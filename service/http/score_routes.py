@@ -13,10 +13,11 @@ from starlette.responses import Response
 from service.active import ActiveModel
 from service.batching.prepare import Asked, CheckedRequest, check
 from service.errors import InvalidRequest
-from service.http.body import parse
+from service.http.body import INLINE_BYTES, parse
 from service.http.call import Call
 from service.http.direct import HotRoute
 from service.http.openapi import json_body, problem_responses
+from service.http.plain import read_plain
 from service.http.scoring import Scored, Scoring, ScoringLimits, best
 from service.schemas import BatchRequest, BatchResponse, ScoreRequest, ScoreResponse
 
@@ -70,7 +71,8 @@ class ScoreRoutes:
 
 
 def _read_one(body: bytes, model: ActiveModel, limits: ScoringLimits) -> CheckedRequest:
-    return check(parse(body, ScoreRequest, limits.largest_request(model)), model, limits.request)
+    plain = read_plain(body) if len(body) <= INLINE_BYTES else None
+    return check(plain or parse(body, ScoreRequest, limits.largest_request(model)), model, limits.request)
 
 
 def _read_batch(body: bytes, model: ActiveModel, limits: ScoringLimits) -> list[CheckedRequest]:
@@ -92,7 +94,7 @@ def _answer(scored: Scored) -> dict[str, Any]:
         "scores": scores_of(request, score.logits_B, score.probabilities_B),
         "gap_rows": score.gap_rows,
         "dropped_rows": score.dropped_rows,
-        "unknown_candidates": job.unknown_candidates,
+        "unknown_candidates": score.unknown_candidates,
     }
 
 
@@ -105,4 +107,6 @@ def scores_of(request: Asked, logits_B: npt.NDArray[np.float32], probabilities_B
     if request.top_k is None:
         return probabilities_B
     places = best(logits_B, request.top_k)
-    return {"items": [request.candidates[place] for place in places], "scores": probabilities_B[places]}
+    candidates, best_probabilities = request.candidates, probabilities_B[places]
+    items = candidates[places] if isinstance(candidates, np.ndarray) else [candidates[place] for place in places]
+    return {"items": items, "scores": best_probabilities}

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from service.active import ActiveModel
 from service.batching.backlog import Backlog
 from service.batching.batcher import Batcher
-from service.batching.prepare import Asked, CheckedRequest, Limits, ScoringJob, prepare
+from service.batching.prepare import Asked, CheckedRequest, Limits, ScoringJob, looked_up_together, prepare
 from service.batching.scorer import Score
 from service.http.body import INLINE_BYTES, JSON_ONLY, Size, declared, read_body
 from service.http.body_memory import BodyMemory
@@ -113,7 +113,7 @@ class Scoring:
                 scores = await self._submit(jobs)
         finally:
             self._backlog.leave(candidates)
-        call.stages.update(slowest([job.stages for job in jobs]))
+        call.stages.update(jobs[0].stages if len(jobs) == 1 else slowest([job.stages for job in jobs]))
         for job, score in zip(jobs, scores, strict=True):
             self._count(job, score)
         asked = [checked.request for checked in requests]
@@ -144,7 +144,8 @@ class Scoring:
     def _count(self, job: ScoringJob, score: Score) -> None:
         self._metrics.count_user(score.origin)
         self._metrics.candidates.inc(job.size)
-        self._metrics.unknown_candidates.inc(job.unknown_candidates)
+        if score.unknown_candidates:
+            self._metrics.unknown_candidates.inc(score.unknown_candidates)
         for reason in score.degraded:
             self._metrics.degraded.labels(reason).inc()
 
@@ -175,9 +176,10 @@ def _lookups(checked: CheckedRequest) -> int:
     """What it costs to look up a request's ids, in integers; one with a history has to be compressed besides."""
     if checked.history is not None:
         return INLINE_LOOKUPS + 1
+    if looked_up_together(checked):
+        return 0
     columns = 1 + len(checked.request.candidate_features or ())
-    each = 1 if checked.model.bundle.item_kind == "int" and columns == 1 else LOOKUPS_OF_A_STRING
-    return columns * each * len(checked.request.candidates)
+    return columns * LOOKUPS_OF_A_STRING * len(checked.request.candidates)
 
 
 def _prepare_all(requests: Sequence[CheckedRequest], deadline: float) -> list[ScoringJob]:

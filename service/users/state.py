@@ -34,6 +34,8 @@ class Recent:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "Recent":
+        if not rows:
+            return NO_RECENT
         times = [row.timestamp if type(row) is Behaviour else None for row in rows]
         return cls(
             ids=item_ids(rows),
@@ -46,6 +48,9 @@ class Recent:
         if watermark is None or not len(self.ids):
             return np.arange(len(self.ids))
         return np.flatnonzero(~self.dated | (self.timestamps > watermark))
+
+
+NO_RECENT = Recent([], np.empty(0, np.bool_), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, eq=False)

@@ -340,8 +340,9 @@ def job_of(model: ActiveModel, user: int, recent: int) -> ScoringJob:
     return ScoringJob(
         model=model,
         user_id=user,
-        candidates=bundle.catalogue.encode(candidates_of(user)),
-        unknown_candidates=0,
+        candidate_ids=candidates_of(user),
+        size=len(candidates_of(user)),
+        candidates=None,
         context_codes=bundle.context_features.encode({}),
         recent=Recent.of(recent_of(user, recent)),
         user=None,

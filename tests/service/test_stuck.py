@@ -28,9 +28,7 @@ def load_long(folder, *rest):
     return load(folder, *rest)
 active.load_bundle = load_long
 """
-HANGS = (
-    "import time, service.batching.scorer as scorer; scorer._logits_and_probabilities = lambda *_: time.sleep(600)\n"
-)
+HANGS = "import time, service.batching.scorer as scorer; scorer._look_up = lambda *_: time.sleep(600)\n"
 NO_PATIENCE = "import service.process.last_resort as last_resort; last_resort.SPARE_S = 1.0\n"
 
 

@@ -196,7 +196,7 @@ def _respond(request: InferRequest, scored: Scored) -> Response:
     facts = {
         "gap_rows": score.gap_rows,
         "dropped_rows": score.dropped_rows,
-        "unknown_candidates": job.unknown_candidates,
+        "unknown_candidates": score.unknown_candidates,
     }
     answer: dict[str, Any] = {"model_name": served.NAME, "model_version": job.model.model_id, "parameters": facts}
     if job.model.generation is not None:
