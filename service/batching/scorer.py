@@ -145,11 +145,7 @@ def _degraded(
 
 
 def _scoring_input(job: ScoringJob, user: User) -> ScoringInput:
-    device = job.model.device
-    context, candidates = job.context_codes, job.candidates
-    if device.type != "cpu":
-        context, candidates = context.to(device), candidates.to(device)
-    return ScoringInput(user.state, user.short, user.user_codes, context, candidates)
+    return ScoringInput(user.state, user.short, user.user_codes, job.context_codes, job.candidates)
 
 
 def _are_finite(scores: Sequence[tuple[Floats, Floats]]) -> bool:
@@ -157,8 +153,8 @@ def _are_finite(scores: Sequence[tuple[Floats, Floats]]) -> bool:
 
 
 def _logits_and_probabilities(model: ActiveModel, inputs: Sequence[ScoringInput]) -> list[tuple[Floats, Floats]]:
-    parts = model.bundle.serving.score_many(inputs)
+    parts = (model.bundle.graphs or model.bundle.serving).score_many(inputs)
     logits = torch.cat(parts).to(torch.float32)
-    both = torch.stack([logits, torch.sigmoid(logits)]).cpu()
+    both = torch.stack([logits, torch.sigmoid(logits)])
     split = torch.split(both, [len(part) for part in parts], dim=1)
     return [(logits_B, probabilities_B) for logits_B, probabilities_B in (part.numpy() for part in split)]
