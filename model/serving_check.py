@@ -10,15 +10,16 @@ from model.cache_format.shape import sketch_width
 from model.catalogue import Items
 from model.ranker import ScoringInput, UserState
 from model.serving import ServingRanker
-from model.serving_buckets import Bucket
 
 _HASHES, _SPREAD = 20, -7046029254386353131  # few values, the missing one among them: candidates and windows meet
+_SLOT_ITEMS = 10_000  # of the catalogue's, enough for slots unlike each other
 
 
-def made_up(serving: ServingRanker, size: Bucket, seed: int) -> list[ScoringInput]:
+def made_up(serving: ServingRanker, users: int, candidates: int, seed: int) -> list[ScoringInput]:
     """Requests of so many users with so many candidates together, every other user on the ranker's device."""
     draw = _Draw(serving, seed)
-    return [draw.request(count, resident=user % 2 == 0) for user, count in enumerate(draw.counts(size))]
+    counts = draw.counts(users, candidates)
+    return [draw.request(count, resident=user % 2 == 0) for user, count in enumerate(counts)]
 
 
 class _Draw:
@@ -27,12 +28,12 @@ class _Draw:
     def __init__(self, serving: ServingRanker, seed: int) -> None:
         self._serving = serving
         self._generator = torch.Generator().manual_seed(seed)
-        self._vectors_Id = serving.ranker.item_embedding.weight.cpu()
+        self._vectors_Id = serving.ranker.item_embedding.weight[:_SLOT_ITEMS].cpu()
 
-    def counts(self, size: Bucket) -> list[int]:
+    def counts(self, users: int, candidates: int) -> list[int]:
         """At least one candidate of every user."""
-        owners = self._integers(size.users, size.candidates - size.users)
-        return [1 + count for count in torch.bincount(owners, minlength=size.users).tolist()]
+        owners = self._integers(users, candidates - users)
+        return [1 + count for count in torch.bincount(owners, minlength=users).tolist()]
 
     def request(self, candidates: int, *, resident: bool) -> ScoringInput:
         config, sizes = self._serving.config, self._serving.ranker.sizes

@@ -10,7 +10,7 @@ What only a GPU can run is `CudaGraphs`. `Directly` calls the same function of t
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -74,7 +74,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._side = _capture_stream(device)
         # One pool for all graphs, for it holds only what is between their inputs and outputs: they never run together,
         # and nothing in it is read after a replay.
         self._pool = torch.cuda.graph_pool_handle()
@@ -101,6 +101,12 @@ class CudaGraphs:
     def wait(self) -> None:
         self._done.record(torch.cuda.current_stream(self._device))
         self._done.synchronize()
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all models: cuBLAS keeps a workspace for each stream that it was ever used on, dozens of MB."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class ServingGraphs:
@@ -155,8 +161,9 @@ class ServingGraphs:
     def _what_is_wrong(self, captured: "_Captured") -> str | None:
         """With a batch that fills the bucket, then with one that leaves some of it to padding."""
         tolerance = TOLERANCES[self._serving.dtype]
-        for seed, filled in enumerate((captured.bucket, Bucket(*(-(-size // 2) for size in captured.bucket)))):
-            requests = made_up(self._serving, filled, seed)
+        users, candidates = captured.bucket
+        for seed, size in enumerate(((users, candidates), (-(-users // 2), -(-candidates // 2)))):
+            requests = made_up(self._serving, *size, seed)
             found, wanted = torch.cat(captured.score(requests)), torch.cat(self._in_steps(requests))
             off = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1))
             if not off <= tolerance:  # nor when it is no number

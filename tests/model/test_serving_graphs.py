@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -239,27 +239,20 @@ def test_rounding_is_not_a_wrong_graph(caplog: pytest.LogCaptureFixture) -> None
     assert caplog.records == []
 
 
-@dataclass
-class Rows:
-    """Which of the model's parts a made-up batch puts to work."""
-
-    requests: Sequence[ScoringInput]
-
-    def share(self, found: Callable[[ScoringInput], Tensor]) -> float:
-        return float(torch.cat([found(request).flatten().float() for request in self.requests]).mean())
-
-
 def test_what_graphs_are_compared_on_puts_every_part_to_work() -> None:
     world = World(EVERY_PART, 10)
-    requests = made_up(world.serving[torch.float32], Bucket(16, 200), seed=0)
+    requests = made_up(world.serving[torch.float32], 16, 200, seed=0)
     assert sum(len(request.candidates.rows) for request in requests) == 200
     assert len({len(request.candidates.rows) for request in requests}) > 3
     assert len({len(request.short.rows) for request in requests}) > 3
-    rows = Rows(requests)
-    assert rows.share(lambda one: one.candidates.codes != world.codes[one.candidates.rows]) > 0.3
-    assert rows.share(lambda one: torch.isin(one.candidates.hashes, one.short.hashes)) > 0.05
-    assert rows.share(lambda one: one.candidates.hashes == 0) > 0.01
-    assert rows.share(lambda one: one.state.keys_Rd != 0) > 0.9
+
+    def share(found: Callable[[ScoringInput], Tensor]) -> float:
+        return float(torch.cat([found(request).flatten().float() for request in requests]).mean())
+
+    assert share(lambda one: one.candidates.codes != world.codes[one.candidates.rows]) > 0.3
+    assert share(lambda one: torch.isin(one.candidates.hashes, one.short.hashes)) > 0.05
+    assert share(lambda one: one.candidates.hashes == 0) > 0.01
+    assert share(lambda one: one.state.keys_Rd != 0) > 0.9
     logits = torch.cat(world.serving[torch.float32].score_many(requests))
     assert len(set(logits.tolist())) > 150
 
