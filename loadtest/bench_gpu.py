@@ -1,10 +1,11 @@
-"""The fused head on a GPU, beside eager and compiled PyTorch and beside the card's own ceilings (make bench-gpu).
+"""The fused head on a GPU, beside eager and compiled PyTorch and beside the card's own ceilings (make bench-gpu); then
+the whole scorer, by graphs and without (`gpu_scorers.py`).
 
     python -m loadtest.bench_gpu [--repetitions 300] [--sweep] [--json FILE]
 
 Every contestant is first compared with the formula in float64; a wrong one is an exit code of 1. Without a GPU the
 kernel runs in Triton's interpreter on a small problem, is compared all the same, and nothing is timed: the line of JSON
-that it ends with says so. Only the device is timed: how long a CPU takes to launch the work is not known from it.
+that it ends with says so. Of the head only the device is timed, of the scorer what its caller waits too.
 """
 
 import os
@@ -22,6 +23,7 @@ import torch
 import typer
 from torch import Tensor
 
+from loadtest import gpu_scorers
 from loadtest.gpu_ceilings import Ceilings, Run, Work, device_seconds, measure_ceilings
 from model.attention.fused_head import Arithmetic, Tiling, fused_absorbed
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
@@ -31,7 +33,7 @@ SHAPES = ((1, 1_000, 32), (1, 1_000, 128), (64, 1_000, 32), (64, 1_000, 128))  #
 INTERPRETED_SHAPES = ((2, 40, 5),)
 # Of the largest interest: float32 sums of up to 128 slots, and products of which both sides have 8 bits.
 TOLERANCES: dict[Arithmetic, float] = {"float32": 1e-5, "tf32x3": 1e-5, "bfloat16": 2e-2}
-NOTHING_TIMED = "no GPU here: the kernel was checked in Triton's interpreter, nothing was timed on a GPU"
+NOTHING_TIMED = "no GPU here: the kernel was checked in Triton's interpreter, nothing was captured or timed on a GPU"
 
 
 class Problem(NamedTuple):
@@ -181,16 +183,20 @@ def summary(repetitions: int, *, sweep: bool) -> dict[str, Any]:
     ceilings = measure_ceilings() if has_gpu else None
     shapes = SHAPES if has_gpu else INTERPRETED_SHAPES
     rows = [row for shape in shapes for row in at_shape(*shape, ceilings, repetitions, sweep=sweep and has_gpu)]
+    device = torch.device("cuda" if has_gpu else "cpu")
+    sizes = gpu_scorers.SHAPES if has_gpu else gpu_scorers.CHECKED_SHAPES
+    scorers = [row for size in sizes for row in gpu_scorers.scorers_at(*size, device, repetitions)]
     return {
         "device": torch.cuda.get_device_name() if has_gpu else "cpu-interpreter",
         "timed_on_gpu": has_gpu,
         **({} if has_gpu else {"note": NOTHING_TIMED}),
-        "right": all_right(rows),
+        "right": all_right(rows) and gpu_scorers.scorers_all_right(scorers),
         "torch": torch.__version__,
         "width": WIDTH,
         "head_width": HEAD,
         "ceilings_per_s": None if ceilings is None else asdict(ceilings),
         "rows": rows,
+        "scorers": scorers,
     }
 
 
@@ -211,9 +217,9 @@ def main(
     sweep: Annotated[bool, typer.Option(help="other tilings of the kernel too, on a GPU")] = False,
     json: Annotated[Path | None, typer.Option(help="write the summary there too")] = None,
 ) -> None:
-    """Measure the fused head on this machine's GPU, or check it in the interpreter where there is none."""
+    """Measure the fused head and the scorer on this machine's GPU, or only check them where there is none."""
     result = summary(repetitions, sweep=sweep)
-    show(result["rows"])
+    show(result["rows"] + result["scorers"])
     line = orjson.dumps(result)
     if json is not None:
         json.write_bytes(line + b"\n")

@@ -26,6 +26,7 @@ from model.config import RankerConfig, read_config
 from model.identifiers import Id, IdKind
 from model.ranker import Ranker, UserState, VocabularySizes
 from model.serving import ServingRanker
+from model.serving_graphs import ServingGraphs
 from model.vocabulary import Vocabulary
 from model.whole_folder import whole_folder
 
@@ -82,6 +83,11 @@ class Bundle:
             item_kind=config.item_kind,
             user_features=len(config.user_features),
         )
+
+    @cached_property
+    def graphs(self) -> ServingGraphs | None:
+        """What scores batches on a GPU, by the ranker as it is served. None on a CPU, where that does it itself."""
+        return ServingGraphs(self.serving) if self.device.type == "cuda" else None
 
     @cached_property
     def serving(self) -> ServingRanker:

@@ -63,13 +63,18 @@ def read_sketch(sketch_UM: Tensor, hashes_UKC: Tensor, cells: tuple[int, ...]) -
     log(1 + count), seen, 1 / sqrt(age + 1), zeros where not seen. Raises ValueError if the columns differ from `cells`.
     """
     index_UKCT = _cell_index(hashes_UKC, cells)
-    first_UKC, second_UKC = sketch_UM.gather(1, index_UKCT.flatten(1)).view(index_UKCT.shape).unbind(-1)
+    return _features(sketch_UM.gather(1, index_UKCT.flatten(1)).view(index_UKCT.shape), hashes_UKC)
+
+
+def _features(cells: Tensor, hashes: Tensor) -> Tensor:
+    """What both cells [..., C, 2] say of each hash [..., C], float32 [..., 3C]."""
+    first, second = cells.unbind(-1)
     # A count is in the high bits, so the lesser byte has the lesser count.
-    counts_UKC = torch.minimum(first_UKC, second_UKC) & _COUNT_BITS
-    ages_UKC = torch.maximum(first_UKC & _AGE_BITS, second_UKC & _AGE_BITS)
-    read_UKC = (counts_UKC | ages_UKC).masked_fill_(hashes_UKC == NULL_HASH, 0)
-    features = _features_of_byte(sketch_UM.device).index_select(0, read_UKC.flatten().int())
-    return features.view(*hashes_UKC.shape, FEATURES_PER_COLUMN).flatten(-2)
+    counts = torch.minimum(first, second) & _COUNT_BITS
+    ages = torch.maximum(first & _AGE_BITS, second & _AGE_BITS)
+    read = (counts | ages).masked_fill_(hashes == NULL_HASH, 0)
+    features = _features_of_byte(cells.device).index_select(0, read.flatten().int())
+    return features.view(*hashes.shape, FEATURES_PER_COLUMN).flatten(-2)
 
 
 def match_short(short_USC: Tensor, hashes_UKC: Tensor) -> Tensor:
@@ -96,6 +101,16 @@ def match_request(hashes_BC: Tensor, short_SC: Tensor, sketch_M: Tensor, cells: 
     hashes_UBC = hashes_BC.unsqueeze(0)
     parts = [match_short(short_SC.unsqueeze(0), hashes_UBC), read_sketch(sketch_M.unsqueeze(0), hashes_UBC, cells)]
     return torch.cat(parts, dim=-1)[0]
+
+
+def match_rows(
+    hashes_NC: Tensor, user_N: Tensor, short_USC: Tensor, sketch_UM: Tensor, cells: tuple[int, ...]
+) -> Tensor:
+    """`match_request` for N candidates of many users, each read of the user `user_N` (int64), float32 [N, 6C]."""
+    short_N3C = match_short(short_USC.index_select(0, user_N), hashes_NC.unsqueeze(1)).squeeze(1)
+    index_NCT = _cell_index(hashes_NC, cells) + (user_N * sketch_UM.shape[1]).view(-1, 1, 1)
+    found_NCT = sketch_UM.flatten().index_select(0, index_NCT.flatten()).view(index_NCT.shape)
+    return torch.cat([short_N3C, _features(found_NCT, hashes_NC)], dim=-1)
 
 
 def native_matches(short_SC: Tensor, sketch_M: Tensor, cells: tuple[int, ...]) -> kernels.Matches:

@@ -24,9 +24,10 @@ from model.attention.fused_head import fused_absorbed, takes_fused_head
 from model.attention.lrea import LreaAttention
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
 from model.catalogue import Items
-from model.match_sketch import match_request, native_matches
+from model.match_sketch import match_request, match_rows, native_matches
 from model.native import kernels
 from model.ranker import Ranker, ScoringInput
+from model.serving_buckets import PaddedBatch
 
 _CHUNK_ROWS = 512  # of the MLP at a time: 1 MB of its widest layer stays in cache
 
@@ -54,6 +55,11 @@ class ServingRanker:
         self._native_scorers: dict[nn.Module, kernels.Scorer] = {}
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._vectors_Id.device
+
+    @property
     def columns(self) -> int:
         """Columns of the MLP's first product, f."""
         return self._mlp.columns
@@ -70,6 +76,31 @@ class ServingRanker:
     def score(self, request: ScoringInput) -> Tensor:
         """Logits float32 [B] of one request's candidates."""
         return self.score_many([request])[0]
+
+    @torch.no_grad()
+    def score_padded(self, batch: PaddedBatch) -> Tensor:
+        """Logits float32 [N] of a batch in a bucket, those of the padding too.
+
+        What a GPU's graphs are captured from: every shape is the bucket's, and nothing is read back.
+        """
+        ranker, users, rows = self.ranker, batch.users, batch.rows
+        # Embedded anew, since a look at whether the features are the catalogue's would have to be read back.
+        targets_Nd, user_N = ranker.embed(rows.candidates), rows.user_of_candidate()
+        columns = [targets_Nd]
+        if isinstance(ranker.short, DinAttention):
+            window_USd = ranker.embed(users.short)
+            values_USd = window_USd * ranker.short.scale
+            interest_Nd = _interest(ranker.short.scorer, targets_Nd, rows.offsets_U1, user_N, window_USd, values_USd)
+            columns += [interest_Nd, targets_Nd * interest_Nd]
+        if isinstance(ranker.long, LreaAttention):
+            slots = users.keys_URd, users.values_URd
+            interest_Nd = _interest(ranker.long.scorer, targets_Nd, rows.offsets_U1, user_N, *slots)
+            columns += [interest_Nd, targets_Nd * interest_Nd]
+        if self.config.match:
+            cells, sketch_UM = self.config.sketch_cells, users.sketch_UM
+            columns.append(match_rows(rows.hashes_NC, user_N, users.short.hashes, sketch_UM, cells))
+        sides_UF = torch.cat([users.codes_UF, rows.context_codes_UF], dim=-1)
+        return self._mlp.of_users(torch.cat(columns, dim=-1), sides_UF, user_N)
 
     def _fill(self, requests: Sequence[ScoringInput], sizes: Sequence[int], inputs_Nf: Tensor) -> None:
         """The columns of the first product: those of `Ranker._mlp_input` without the side features."""
@@ -159,6 +190,16 @@ def _attend(
     torch.mul(targets_Nd, interest_Nd, out=free_Nf[:, width : 2 * width])
 
 
+def _interest(
+    scorer: PairScorer, targets_Nd: Tensor, offsets_U1: Tensor, user_N: Tensor, keys_URd: Tensor, values_URd: Tensor
+) -> Tensor:
+    """Every candidate's interest [N, d] in the slots of its user, of whom each may have all candidates."""
+    if takes_fused_head(targets_Nd, scorer):
+        return fused_absorbed(targets_Nd, offsets_U1, keys_URd, values_URd, scorer, longest=len(targets_Nd))
+    keys_NRd, values_NRd = (slots.index_select(0, user_N) for slots in (keys_URd, values_URd))
+    return scorer.attend(targets_Nd.unsqueeze(1), keys_NRd, values_NRd).squeeze(1)
+
+
 class _ServingMlp:
     """The folded MLP, its first product split: side features once per request, everything else per candidate."""
 
@@ -184,6 +225,11 @@ class _ServingMlp:
             bias = bias_Uh if of_row is None else bias_Uh[of_row[rows].to(bias_Uh.device)]
             logits.append(self._layers(inputs_Nf[rows].to(self._dtype), bias))
         return torch.cat(logits)
+
+    def of_users(self, inputs_Nf: Tensor, side_UF: Tensor, user_N: Tensor) -> Tensor:
+        """The same at once, of candidates that each say whose they are; their number alone decides every shape."""
+        bias_Nh = self._bias(side_UF).to(self._dtype).index_select(0, user_N)
+        return self._layers(inputs_Nf.to(self._dtype), bias_Nh)
 
     def _bias(self, side_UF: Tensor) -> Tensor:
         """What the first layer adds for a request's user and context, float32 [U, h]."""

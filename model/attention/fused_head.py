@@ -79,7 +79,8 @@ def fused_absorbed(
         weight.detach().float().contiguous() for weight in (scorer.candidate, scorer.key, scorer.product, scorer.out)
     )
     if tiling is None:
-        tiling = choose_tiling(users, longest, rank, max(width, len(out_h)), arithmetic, _processors(device))
+        widest, processors = max(width, len(out_h)), _processors(device)
+        tiling = choose_tiling(total, users, longest, rank, widest, arithmetic, processors)
     splits, tiles, slots_per_split = tiling.splits, _parts(longest, tiling.rows), _parts(rank, tiling.splits)
     interest_SNd = torch.empty((splits, total, width), dtype=torch.float32, device=device)
     kernel.absorbed_kernel[(users * tiles, splits)](
@@ -139,14 +140,17 @@ def why_not_fused(device: torch.device, width: int, head_width: int) -> str | No
     return None
 
 
-def choose_tiling(users: int, longest: int, rank: int, widest: int, arithmetic: Arithmetic, processors: int) -> Tiling:
+def choose_tiling(
+    total: int, users: int, longest: int, rank: int, widest: int, arithmetic: Arithmetic, processors: int
+) -> Tiling:
     """Tiles that fit in registers, then as many splits of the slots as occupy every processor of the device.
 
-    widest: the larger of d and h.
+    total: candidates of all users; longest: the most that one has, or may have; widest: the larger of d and h.
     """
     most_rows, most_warps = _TILES[arithmetic == "float32"][_padded(max(widest, 32))]
     rows = min(most_rows, max(_SMALLEST_DOT, _power_of_two(longest)))
-    wanted = _parts(processors * _PROGRAMS_PER_PROCESSOR, users * _parts(longest, rows))
+    busy = min(users * _parts(longest, rows), _parts(total, rows) + users)  # programs; the others find nothing to do
+    wanted = _parts(processors * _PROGRAMS_PER_PROCESSOR, busy)
     splits = max(1, min(wanted, rank // _FEWEST_SLOTS))
     return Tiling(rows, most_warps if rows == most_rows else 4, splits=_parts(rank, _parts(rank, splits)))
 

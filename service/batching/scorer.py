@@ -136,10 +136,9 @@ class _Scores(NamedTuple):
 
     @classmethod
     def of(cls, model: ActiveModel, inputs: Sequence[ScoringInput]) -> "_Scores":
-        parts = model.bundle.serving.score_many(inputs)
-        logits_N = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(torch.float32)
-        probabilities_N = torch.sigmoid(logits_N)
-        return cls(logits_N.cpu().numpy(), probabilities_N.cpu().numpy())
+        parts = (model.bundle.graphs or model.bundle.serving).score_many(inputs)
+        logits_N = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return cls(logits_N.numpy(), torch.sigmoid(logits_N).numpy())
 
     def split(self, jobs: Sequence[ScoringJob]) -> "list[_Scores]":
         """Each job's, in order."""
@@ -182,8 +181,4 @@ def _degraded(
 
 
 def _scoring_input(job: ScoringJob, user: User, candidates: Items) -> ScoringInput:
-    device = job.model.device
-    context = job.context_codes
-    if device.type != "cpu":
-        context, candidates = context.to(device), candidates.to(device)
-    return ScoringInput(user.state, user.short, user.user_codes, context, candidates)
+    return ScoringInput(user.state, user.short, user.user_codes, job.context_codes, candidates)

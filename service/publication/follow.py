@@ -27,7 +27,7 @@ from service.active import (
 from service.errors import PublicationError, StoreError
 from service.metrics import Metrics
 from service.publication.sample import SAMPLE_USERS, check_records
-from service.publication.warm_up import FORWARDS, make_ready, score_nobody
+from service.publication.warm_up import forwards, make_ready
 from service.store import Store
 from service.tasks import in_daemon_thread
 from service.users.cache import UserCache
@@ -102,10 +102,8 @@ class ModelFollower:
 
     async def _warm_up(self, bundle: Bundle) -> None:
         await in_daemon_thread(make_ready, bundle)
-        for users, candidates in FORWARDS:
-            await asyncio.get_running_loop().run_in_executor(
-                self._compute_executor, score_nobody, bundle, users, candidates
-            )
+        for forward in forwards(bundle):
+            await asyncio.get_running_loop().run_in_executor(self._compute_executor, forward)
 
     async def poll(self) -> None:
         """Ask once what is published, and swap to it if it is new and can be served."""

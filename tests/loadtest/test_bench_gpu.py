@@ -12,6 +12,7 @@ import torch
 
 from loadtest.bench_gpu import NOTHING_TIMED, all_right, main
 from loadtest.gpu_ceilings import Ceilings, Work
+from loadtest.gpu_scorers import CHECKED_SHAPES, scorers_all_right, times, wall_seconds
 
 ROOT = Path(__file__).parents[2]
 WORK = Work(candidates=1_000, users=2, rank=10, width=32, head_width=16)
@@ -31,6 +32,10 @@ def test_without_a_gpu_it_checks_and_says_that_nothing_was_timed(tmp_path: Path)
     errors = {row["contestant"]: row["relative_error"] for row in found["rows"]}
     assert errors.keys() == {"fused_float32", "fused_tf32x3", "fused_bfloat16", "eager_gemm", "eager_concatenated"}
     assert errors["fused_float32"] < 1e-5 < errors["fused_bfloat16"] < 2e-2
+    scorers = [(row["users"], row["candidates"], row["scorer"], row["right"]) for row in found["scorers"]]
+    names = ("graphs", "steps", "ranker")
+    assert scorers == [(users, count, name, True) for users, count in CHECKED_SHAPES for name in names]
+    assert not any("wall_p50_us" in row for row in found["scorers"])
     assert orjson.loads((tmp_path / "summary.json").read_bytes()) == found
 
 
@@ -63,6 +68,30 @@ def test_bound_is_the_slowest_of_memory_products_and_the_rest(
 def test_only_a_kernel_that_ran_and_nobody_wrong_is_right(kernel: Any, other: Any, wanted: bool) -> None:
     rows = [{"contestant": "fused_float32", "right": kernel}, {"contestant": "compiled_gemm", "right": other}]
     assert all_right(rows) is wanted
+
+
+@pytest.mark.parametrize(
+    ("graphs", "other", "wanted"),
+    [(True, True, True), (True, None, True), (True, False, False), (None, True, False), (False, True, False)],
+)
+def test_only_graphs_that_served_and_nobody_wrong_are_right(graphs: Any, other: Any, wanted: bool) -> None:
+    rows = [{"scorer": "graphs", "right": graphs}, {"scorer": "ranker", "right": other}]
+    assert scorers_all_right(rows) is wanted
+
+
+def test_callers_wait_in_turns() -> None:
+    calls: list[str] = []
+
+    def scorer(name: str) -> torch.Tensor:
+        calls.append(name)
+        return torch.zeros(1)
+
+    waited = wall_seconds({"a": lambda: scorer("a"), "b": lambda: scorer("b")}, repetitions=3)
+    assert calls == ["a", "b"] * (len(calls) // 2)
+    assert {name: len(seconds) for name, seconds in waited.items()} == {"a": 3, "b": 3}
+    assert times([1e-3] * 3, 2e-4, candidates=1_000) == {
+        "wall_p50_us": 1_000.0, "wall_p99_us": 1_000.0, "device_us": 200.0, "candidates_per_s": 1_000_000,
+    }  # fmt: skip
 
 
 def test_every_option_is_documented() -> None:

@@ -209,16 +209,17 @@ def test_refuses_wider_than_registers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("users", "longest", "rank", "wanted"),
+    ("total", "users", "longest", "rank", "wanted"),
     [
-        (1, 1_000, 128, Tiling(rows=64, warps=8, splits=16)),  # 16 tiles on 132 processors: the slots are split
-        (64, 1_000, 128, Tiling(rows=64, warps=8, splits=1)),
-        (1, 1, 32, Tiling(rows=16, warps=4, splits=8)),
-        (1, 1, 1, Tiling(rows=16, warps=4, splits=1)),
+        (1_000, 1, 1_000, 128, Tiling(rows=64, warps=8, splits=16)),  # 16 tiles on 132 processors: the slots are split
+        (64_000, 64, 1_000, 128, Tiling(rows=64, warps=8, splits=1)),
+        (1, 1, 1, 32, Tiling(rows=16, warps=4, splits=8)),
+        (1, 1, 1, 1, Tiling(rows=16, warps=4, splits=1)),
+        (1_024, 8, 1_024, 128, Tiling(rows=64, warps=8, splits=11)),  # anybody may have all: 24 of 128 tiles have work
     ],
 )
-def test_tiling_occupies_a_gpu(users: int, longest: int, rank: int, wanted: Tiling) -> None:
-    assert choose_tiling(users, longest, rank, 32, "float32", processors=132) == wanted
+def test_tiling_occupies_a_gpu(total: int, users: int, longest: int, rank: int, wanted: Tiling) -> None:
+    assert choose_tiling(total, users, longest, rank, 32, "float32", processors=132) == wanted
 
 
 def test_cpu_tensors_and_gradients_take_the_eager_head() -> None:

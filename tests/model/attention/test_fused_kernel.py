@@ -25,7 +25,7 @@ def compiled(arithmetic: Arithmetic, width: int, capability: int, slots: str = "
     ones: every size is 1, which Triton takes for a constant.
     """
     kernel = import_module("model.attention.fused_kernel").absorbed_kernel
-    tiling = choose_tiling(64, 1_000, 128, width, arithmetic, processors=132)
+    tiling = choose_tiling(64_000, 64, 1_000, 128, width, arithmetic, processors=132)
     constants = constants_of(arithmetic, tiling, width, width, interpreted=False) | dict.fromkeys(
         SIZES if ones else (), 1
     )
