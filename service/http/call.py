@@ -44,46 +44,59 @@ class Call:
 
 
 class _Within:
-    """asyncio.timeout, which also ends when the caller has left, and lets nothing out that is late."""
+    """Cancels what it is around when time is over or the caller has left, and lets nothing out that is late.
+
+    As asyncio.timeout does, but what is over before anybody has to be watched needs one timer, and not two.
+    """
 
     def __init__(self, call: Call, patience_s: float) -> None:
         self._receive = call.request.receive
         self._patience_s = patience_s
         self._deadline = call.deadline(patience_s)
-        self._timeout = asyncio.timeout(call.left_s(patience_s))
         self._watch: asyncio.Task[None] | None = None
-        self._left = False
+        self._left = self._ended = False
 
     async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-        self._begin_to_watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start_watching)
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancellations = task, task.cancelling()
+        self._loop = asyncio.get_running_loop()
+        left_s = self._deadline - time.monotonic()
+        if left_s <= WATCH_AFTER_S:
+            self._timer = self._loop.call_later(max(0.0, left_s), self._end)
+        else:
+            self._timer = self._loop.call_later(WATCH_AFTER_S, self._start_watching)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._begin_to_watch.cancel()
+        self._timer.cancel()
         if self._watch is not None:
             self._watch.cancel()
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
-            raise self._what_ended_it() from None
+        if self._ended and self._task.uncancel() > self._cancellations:
+            return  # whoever else has cancelled it has his way
+        ended = self._ended and (error is None or kind is asyncio.CancelledError)
         late = error is None and time.monotonic() >= self._deadline
-        if late or isinstance(error, TimeoutError):
+        if ended or late or isinstance(error, TimeoutError):
             raise self._what_ended_it() from None
+
+    def _start_watching(self) -> None:
+        self._watch = self._loop.create_task(self._end_when_he_leaves(), name="watch-caller")
+        self._timer = self._loop.call_later(self._deadline - time.monotonic(), self._end)
+
+    async def _end_when_he_leaves(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._task.cancel()
 
     def _what_ended_it(self) -> CallerLeft | DeadlineExceeded:
         if self._left:
             return CallerLeft("the caller left before the answer was ready")
         found = f"no answer within {self._patience_s * 1e3:.0f} ms"
         return DeadlineExceeded(f"{found}: send fewer candidates, or wait longer")
-
-    def _start_watching(self) -> None:
-        self._watch = asyncio.get_running_loop().create_task(self._end_when_he_leaves(), name="watch-caller")
-
-    async def _end_when_he_leaves(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._left = True
-        if not self._timeout.expired():
-            self._timeout.reschedule(0)
