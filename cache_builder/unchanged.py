@@ -5,7 +5,7 @@ Where the data says the same, it is the record that would be computed: what coul
 and is older than those S, of a user with more than L + S. So of the copied records a sample is computed all the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -69,5 +69,5 @@ def _is_current(data: bytes, base: Published, bundle: Bundle, batch: UserBatch, 
     )
 
 
-def _facts(record: UserRecord) -> tuple[int | None, int, list[Id]]:
+def _facts(record: UserRecord) -> tuple[int | None, int, Sequence[Id]]:
     return record.watermark, record.long_rows, record.tail_ids

@@ -23,7 +23,7 @@ from torch import Tensor
 from model.cache_format import RecordShape, UserRecord
 from model.catalogue import Catalogue, FeatureSpec, Items
 from model.config import RankerConfig, read_config
-from model.identifiers import Id, IdKind
+from model.identifiers import Id, IdKind, IntegerIds
 from model.ranker import Ranker, UserState, VocabularySizes
 from model.serving import ServingRanker
 from model.serving_graphs import ServingGraphs
@@ -96,7 +96,10 @@ class Bundle:
 
     def short_window(self, ids: Sequence[Id]) -> Items:
         """The last S of `ids` (oldest first), encoded newest first, on the CPU."""
-        return self.catalogue.encode(list(ids[-self.config.short_length :])[::-1])
+        length = self.config.short_length
+        if isinstance(ids, IntegerIds):
+            return self.catalogue.encode(ids.array[-length:][::-1])
+        return self.catalogue.encode(list(ids[-length:])[::-1])
 
     def state_from_record(self, record: UserRecord) -> UserState:
         """The long history's state as the cache holds it, on the CPU."""

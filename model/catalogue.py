@@ -169,7 +169,7 @@ class FeatureSpec:
 
     def holds(self, codes_F: npt.NDArray[np.integer[Any]]) -> bool:
         """Whether each is the code of a value of its column: any other would be read beyond the embeddings."""
-        return bool(((codes_F >= 0) & (codes_F < self._sizes)).all())
+        return not self.vocabularies or bool(((codes_F >= 0) & (codes_F < self._sizes)).all())
 
     def encode(self, values: Mapping[str, Id | None]) -> Tensor:
         """Codes int64 [F] on the CPU; a column not given is missing. Raises ValueError as `Catalogue.encode` does."""

@@ -4,8 +4,8 @@ Every hash of the system (sketch cells, matching, the user hash in a record) is 
 below, so an id means the same thing to the trainer, the builder and the service.
 """
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,41 @@ Id = int | str
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 NULL_HASH = 0  # what a missing value hashes to; no value does (see `match_hash`)
+
+
+class IntegerIds(Sequence[int]):
+    """Integer ids in an array, int64 [n], for whom an object of Python's each would take too long.
+
+    Equal to a list of the same ids.
+    """
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: npt.NDArray[np.int64]) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> "IntegerIds": ...
+    def __getitem__(self, place: int | slice) -> "int | IntegerIds":
+        if isinstance(place, slice):
+            return IntegerIds(self.array[place])
+        return int(self.array[place])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.array.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, list | IntegerIds) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # a list's
+
+    def __repr__(self) -> str:
+        return f"IntegerIds({self.array.tolist()})"
 
 
 def id_kind(value: object) -> IdKind:

@@ -5,6 +5,7 @@ it raises RecordError, and its arrays own their memory.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from model.cache_format.errors import Reason, RecordError
 from model.cache_format.shape import RecordShape
-from model.identifiers import Id, IdKind, canonical_bytes, id_kind
+from model.identifiers import Id, IdKind, IntegerIds, canonical_bytes, id_kind
 
 _SKETCH_HEAD = struct.Struct("<HHI")  # columns, 0, 0
 _TAIL_HEAD = struct.Struct("<BBHI")  # id kind, 0, 0, count
@@ -29,7 +30,7 @@ _KIND_OF = {code: kind for kind, code in _KIND_CODES.items()}
 class Tail:
     """The newest behaviours, oldest first: ids, and int64 timestamps that never decrease."""
 
-    ids: list[Id]
+    ids: Sequence[Id]
     timestamps: npt.NDArray[np.int64]
 
 
@@ -43,12 +44,12 @@ def encode_sketch(sketch_M: npt.NDArray[np.uint8], shape: RecordShape) -> bytes:
     if sketch_M.shape != (shape.sketch_size,) or sketch_M.dtype != np.uint8:
         found, wanted = f"{sketch_M.dtype}{sketch_M.shape}", f"uint8({shape.sketch_size},)"
         raise ValueError(f"sketch is {found}, the bundle wants {wanted}: use its ranker")
-    return _sketch_head(shape) + sketch_M.tobytes()
+    return sketch_head(shape) + sketch_M.tobytes()
 
 
 def decode_sketch(payload: memoryview, shape: RecordShape) -> npt.NDArray[np.uint8]:
     """All tables, column by column, table 0 then table 1."""
-    head = _sketch_head(shape)
+    head = sketch_head(shape)
     if payload[: len(head)] != head:
         raise RecordError(
             Reason.SHAPE, f"record's sketch tables are not the bundle's {shape.sketch_cells}: build its cache"
@@ -115,12 +116,13 @@ def decode_codes(payload: memoryview, shape: RecordShape) -> npt.NDArray[np.int3
 
 
 @lru_cache
-def _sketch_head(shape: RecordShape) -> bytes:
+def sketch_head(shape: RecordShape) -> bytes:
+    """What a sketch's payload begins with."""
     cells = np.asarray(shape.sketch_cells, "<u4").tobytes()
     return _SKETCH_HEAD.pack(len(shape.sketch_cells), 0, 0) + cells + bytes(padding(len(cells)))
 
 
-def _encode_ids(ids: list[Id], kind: IdKind) -> bytes:
+def _encode_ids(ids: Sequence[Id], kind: IdKind) -> bytes:
     if kind == "int":  # as `canonical_bytes` has them
         try:
             return struct.pack(f"<{len(ids)}q", *ids)
@@ -131,11 +133,15 @@ def _encode_ids(ids: list[Id], kind: IdKind) -> bytes:
     return ends.astype("<u4").tobytes() + b"".join(texts)
 
 
-def _decode_ids(payload: memoryview, count: int, kind: IdKind) -> list[Id]:
+def _decode_ids(payload: memoryview, count: int, kind: IdKind) -> Sequence[Id]:
     if kind == "int":
         _check_size("tail's ids", payload, 8 * count)
-        integers: list[Id] = np.frombuffer(payload, "<i8").tolist()
-        return integers
+        return IntegerIds(np.frombuffer(payload, "<i8").astype(np.int64))
+    return decode_texts(payload, count)
+
+
+def decode_texts(payload: memoryview, count: int) -> list[str]:
+    """A tail's ids where they are strings; `payload` is what follows its timestamps."""
     blob_at = 4 * (count + 1)
     if len(payload) < blob_at:
         raise RecordError(Reason.CORRUPT, f"tail's ids have {len(payload)} bytes, too few for {count} offsets")

@@ -26,7 +26,7 @@ from typing import TypeVar
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("attend.cpp", "fill.cpp", "index.cpp"))
+SOURCES = tuple(HERE / name for name in ("attend.cpp", "fill.cpp", "index.cpp", "record.cpp"))
 HEADERS = tuple(HERE / name for name in ("attend.hpp", "match.hpp"))
 BUILT = HERE / "built"  # what an image brings
 COMPILERS = ("g++", "c++")  # GCC's vector types; clang has them too
@@ -194,6 +194,8 @@ def declared(library: L) -> L:
         *(_POINTER, _POINTER, _POINTER),
     ]
     library.lrea_index_encode.restype = _INT
+    library.lrea_record_read.argtypes = [_POINTER, _INT, _POINTER, _POINTER]
+    library.lrea_record_read.restype = _INT
     return library
 
 

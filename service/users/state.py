@@ -73,9 +73,6 @@ class StoredUser:
     short: Items  # the tail [n <= S], newest first, as the model encodes it
     user_codes: Tensor  # int64 [Fu]
     watermark: int | None
-    long_rows: int
-    tail_ids: Sequence[Id]  # oldest first, as their timestamps
-    tail_timestamps: npt.NDArray[np.int64]
 
     @classmethod
     def of(cls, record: UserRecord, model: ActiveModel) -> "StoredUser":
@@ -83,11 +80,8 @@ class StoredUser:
         return cls(
             state=model.bundle.state_from_record(record),
             short=model.bundle.short_window(record.tail_ids),
-            user_codes=torch.from_numpy(record.user_codes).to(torch.int64),
+            user_codes=torch.from_numpy(record.user_codes.astype(np.int64)),
             watermark=record.watermark,
-            long_rows=record.long_rows,
-            tail_ids=record.tail_ids,
-            tail_timestamps=record.tail_timestamps,
         )
 
 

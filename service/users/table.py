@@ -3,7 +3,7 @@
 Letters: N slots, r slots of a pair, d width, M sketch bytes, S short window, F feature columns, C hashed columns.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from model.catalogue import Items
 from model.ranker import UserState
 from service.users.state import StoredUser
 
-# Beside its rows a slot has a few dozen Python objects, mostly the views of its rows (measured: 7.6 KB with S = 32).
-OBJECT_BYTES, OBJECT_BYTES_PER_TAIL_ROW = 5500, 65
+# Beside its rows a slot has a few dozen Python objects, mostly the views of its rows (measured: 5.8 KB, and 7.6 KB
+# where the window is not full).
+OBJECT_BYTES = 7600
+
+_Views = tuple[UserState, Items, Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,7 @@ class TableShape:
         record, int64 = self.record, 8
         pair = 2 * record.rank * record.width * 4
         window = record.short_length * int64 * (2 + 2 * self.item_features)
-        objects = OBJECT_BYTES + OBJECT_BYTES_PER_TAIL_ROW * record.short_length
-        return pair + record.sketch_size + record.user_features * int64 + window + objects
+        return pair + record.sketch_size + record.user_features * int64 + window + OBJECT_BYTES
 
 
 class UserTable:
@@ -55,23 +57,28 @@ class UserTable:
         self._short_rows_NS = self._rows(torch.int64, record.short_length)
         self._short_codes_NSF = self._rows(torch.int64, record.short_length, features)
         self._short_hashes_NSC = self._rows(torch.int64, record.short_length, 1 + features)
+        # Of each row, once it is written: to make the views takes longer than to copy.
+        self._views: list[_Views | None] = [None] * slots
 
     def write(self, row: int, user: StoredUser) -> StoredUser:
         """Copy a user into a row. Returns the same user as views of it."""
-        count = len(user.short.rows)
-        resident = replace(
-            user,
-            state=UserState(self._keys_NRd[row], self._values_NRd[row], self._sketch_NM[row]),
-            short=Items(
-                self._short_rows_NS[row, :count],
-                self._short_codes_NSF[row, :count],
-                self._short_hashes_NSC[row, :count],
-            ),
-            user_codes=self._user_codes_NF[row],
-        )
+        whole = self._views[row]
+        if whole is None:
+            whole = self._views[row] = self._view(row)
+        state, short, user_codes = whole
+        if (count := len(user.short.rows)) < self.shape.record.short_length:
+            short = Items(*(tensor[:count] for tensor in short))
+        resident = StoredUser(state, short, user_codes, user.watermark)
         for view, tensor in zip(_tensors(resident), _tensors(user), strict=True):
             view.copy_(tensor)
         return resident
+
+    def _view(self, row: int) -> _Views:
+        return (
+            UserState(self._keys_NRd[row], self._values_NRd[row], self._sketch_NM[row]),
+            Items(self._short_rows_NS[row], self._short_codes_NSF[row], self._short_hashes_NSC[row]),
+            self._user_codes_NF[row],
+        )
 
     def _rows(self, dtype: torch.dtype, *axes: int) -> Tensor:
         return torch.empty(self.slots, *axes, dtype=dtype, device=self.shape.device)

@@ -366,9 +366,6 @@ def _nobody(model: ActiveModel) -> StoredUser:
         short=bundle.short_window([]),
         user_codes=bundle.user_features.encode({}),
         watermark=None,
-        long_rows=0,
-        tail_ids=[],
-        tail_timestamps=np.empty(0, np.int64),
     )
 
 

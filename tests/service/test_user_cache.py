@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +19,7 @@ from service.active import ActiveModel
 from service.metrics import Metrics
 from service.users.cache import Pinned, UserCache
 from service.users.state import Recent, StoredUser, from_stored
-from service.users.table import TableShape
+from service.users.table import TableShape, UserTable
 from tests.service.cache import Cache
 from tests.tiny import item_id, tiny_bundle, tiny_data
 
@@ -86,9 +85,6 @@ def user_of(model: ActiveModel, mark: float, rows: int = 3) -> StoredUser:
         short=Items(window, window[:, None].repeat(1, features), window[:, None].repeat(1, 1 + features)),
         user_codes=torch.full((shape.user_features,), int(mark)),
         watermark=int(mark),
-        long_rows=0,
-        tail_ids=[int(mark)] * rows,
-        tail_timestamps=np.full(rows, int(mark)),
     )
 
 
@@ -119,7 +115,7 @@ def test_a_resident_is_scored_from_views_of_the_table_until_he_gives_way(rig: Ri
     user = from_stored(model, first.user, Recent.of([]))
     assert user.state.keys_Rd.data_ptr() == first.user.state.keys_Rd.data_ptr(), "not copied"
     assert user.short.rows.data_ptr() == first.user.short.rows.data_ptr(), "not looked up"
-    assert (mark_of(first.user), first.user.tail_ids, first.user.watermark) == (11.0, [11] * 3, 11)
+    assert (mark_of(first.user), first.user.watermark) == (11.0, 11)
     rig.cache.release([first, second])
     for user_id in range(2, 20):
         for _ in range(3):
@@ -267,6 +263,17 @@ def test_no_memory_means_no_residents(rig: Rig, model: ActiveModel, monkeypatch:
     monkeypatch.setattr("service.users.cache.UserTable", fail)
     assert [rig.ask(model, 1) for _ in range(3)] == [False] * 3
     assert rig.count("slots") == 0
+
+
+def test_a_row_s_next_owner_has_the_window_that_is_his(model: ActiveModel) -> None:
+    table = UserTable(TableShape.of(model.bundle), 2)
+    whole = model.bundle.config.short_length
+    neighbour = table.write(1, user_of(model, 99, whole))
+    for mark, rows in ((1, whole), (2, 1), (3, 0), (4, whole), (5, whole - 1)):
+        resident = table.write(0, user_of(model, mark, rows))
+        assert mark_of(resident) == mark
+        assert {len(tensor) for tensor in resident.short} == {rows}
+        assert mark_of(neighbour) == 99
 
 
 def test_the_budget_holds_the_table_and_what_python_keeps(bundle: Bundle) -> None:

@@ -62,6 +62,16 @@ def test_encodes_many_keys_as_it_does_few() -> None:
     assert many[3] == sum(unknown) == 1
 
 
+def test_encodes_keys_however_they_lie() -> None:
+    table = torch.arange(12).reshape(6, 2)
+    encode = IntegerIndex(np.arange(4), FIRST).encoder(UNKNOWN, table, table)
+    keys = np.array([9, 3, 2, 1], np.int64)
+    odd = np.frombuffer(b"x" + keys.tobytes(), "<i8", offset=1)
+    for same in (keys, keys[::-1].copy()[::-1], np.repeat(keys, 3)[::3], odd):
+        rows, of_first, _, unknown = encode(same)
+        assert (rows.tolist(), of_first[:, 0].tolist(), unknown) == ([1, 5, 4, 3], [2, 10, 8, 6], 1)
+
+
 def test_refuses_tables_that_are_too_short() -> None:
     index, table = IntegerIndex(np.arange(5), FIRST), torch.zeros(FIRST + 4, 1, dtype=torch.int64)
     with pytest.raises(AssertionError):

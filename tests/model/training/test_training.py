@@ -15,7 +15,7 @@ from model.bundle import Bundle
 from model.evaluation.absorption import AbsorptionError, AbsorptionGap
 from model.evaluation.evaluate import EvaluationConfig, evaluate
 from model.evaluation.served import served_logits
-from model.identifiers import IdKind
+from model.identifiers import IdKind, IntegerIds
 from model.log.batches import BatchSource
 from model.log.behaviours import DataError, read_log
 from model.log.columns import fit_columns
@@ -96,6 +96,15 @@ def test_an_empty_history_scores_and_says_nothing_of_the_past(bundle: Bundle) ->
     recent = [item_id("int", number) for number in range(bundle.config.short_length)]
     assert bundle.state_from_history([]) is bundle.state_from_history(recent) is state, "made once: it is not cheap"
     assert bundle.state_from_history([*recent, item_id("int", 1)]) is not state
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 100])
+def test_ids_in_an_array_make_the_short_window_of_the_same_ids_in_a_list(bundle: Bundle, count: int) -> None:
+    ids = [int(item_id("int", number)) for number in range(-3, count - 3)]  # the first of them are not known
+    wanted = bundle.short_window(ids)
+    assert len(wanted.rows) == min(count, bundle.config.short_length)
+    for found, tensor in zip(bundle.short_window(IntegerIds(np.array(ids, np.int64))), wanted, strict=True):
+        assert torch.equal(found, tensor)
 
 
 def test_unknown_items_share_one_row_but_not_one_identity(bundle: Bundle) -> None:
