@@ -7,8 +7,9 @@ are together (shared_metrics.py), and is set also without a scrape, which only o
 
 import math
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from service.histogram import Histogram
 from service.shared_metrics import SharedRegistry
 
 # Prometheus' own buckets start at 5 ms, where most of our answers are already out.

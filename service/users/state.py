@@ -55,7 +55,7 @@ NO_RECENT = Recent([], np.empty(0, np.bool_), np.empty(0, np.int64))
 
 @dataclass(frozen=True, eq=False)
 class User:
-    """The user's side of one forward, on the model's device."""
+    """The user's side of one forward: all of a resident user on the model's device, else on the CPU."""
 
     state: UserState
     short: Items  # [n <= S], newest first
@@ -91,17 +91,13 @@ def from_stored(model: ActiveModel, stored: StoredUser, recent: Recent) -> User:
     Rows at or before the record's watermark are in it already and are dropped; rows without a timestamp are new because
     the caller says so. What falls out of the window is a gap until the next build: the long part stays as it is.
     """
-    device = model.device
     length = model.bundle.config.short_length
     new = recent.after(stored.watermark)
     newest_new = [recent.ids[place] for place in new[max(0, len(new) - length) :]]
-    short, state, user_codes = _moved_forward(model, stored.short, newest_new), stored.state, stored.user_codes
-    if device.type != "cpu":  # nine times "it is there already" took 10 µs
-        state, short, user_codes = state.to(device), short.to(device), user_codes.to(device)
     return User(
-        state=state,
-        short=short,
-        user_codes=user_codes,
+        state=stored.state,
+        short=_moved_forward(model, stored.short, newest_new),
+        user_codes=stored.user_codes,
         origin="cached",
         gap_rows=max(0, len(stored.short.rows) + len(new) - length),
         dropped_rows=len(recent.ids) - len(new),
@@ -125,9 +121,9 @@ def from_rows(model: ActiveModel, history: Sequence[Id], recent: Recent) -> User
     bundle = model.bundle
     ids = newest([*history, *newest(recent.ids, model)], model)
     return User(
-        state=bundle.state_from_history(ids).to(bundle.device),
-        short=bundle.short_window(ids).to(bundle.device),
-        user_codes=bundle.user_features.encode({}).to(bundle.device),
+        state=bundle.state_from_history(ids),
+        short=bundle.short_window(ids),
+        user_codes=bundle.user_features.encode({}),
         origin="recomputed" if history else "empty",
         gap_rows=0,
         dropped_rows=0,
