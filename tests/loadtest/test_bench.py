@@ -18,6 +18,7 @@ from model.attention.scorer import PairScorer
 KEYS = {
     "head_speedup_vs_din_long", "head_flops_ratio", "scorer_speedup_vs_din_long", "scorer_flops_ratio",
     "din_long_over_matmul", "flat_in_length", "scorer_over_matmul", "scorer_speedup_vs_eager",
+    "scorer_speedup_vs_eager_ordinary_process",
 }  # fmt: skip
 
 
@@ -29,7 +30,8 @@ def _without_gradients() -> Iterator[None]:
 
 
 def test_every_table_and_the_line_of_figures(tmp_path: Path) -> None:
-    tables = bench.measure(20, 8, 0.0, lengths=(130, 240))
+    tables = {bench.ORDINARY: [bench.in_an_ordinary_process(20, 8, 0.0)]}
+    tables |= bench.measure(20, 8, 0.0, lengths=(130, 240))
     summary = bench.summarise(tables, 20, 8)
     assert summary.keys() >= KEYS
     assert all(summary[key] > 0 for key in KEYS)
@@ -87,7 +89,7 @@ def test_medians_take_turns() -> None:
         return torch.zeros(1)
 
     found = medians({"a": lambda: run_of("a"), "b": lambda: run_of("b")}, 0.0)
-    assert order == ["a", "b"] * (1 + LEAST_TURNS)
+    assert order == ["a", "a", "b", "b"] * LEAST_TURNS, "each timed one after one that is not"
     assert found.keys() == {"a", "b"}
 
 
