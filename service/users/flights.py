@@ -2,15 +2,17 @@
 
 A flight lasts from the first question until the first who joined it lets go of what was read: not when the bytes are
 here, but when they have been decoded, for until then a user is nowhere where the next batch could find him. Not longer
-either: there is always a batch that holds a hot user, and he would never be read again. The read is a task of its own,
-so nobody's cancellation ends it for the others. One that fails tells all who wait for it the same reason, and is
-forgotten at once.
+either: there is always a batch that holds a hot user, and he would never be read again. One that fails tells all who
+wait for it the same reason, and is forgotten at once.
+
+Who asks first reads, without a task for it: it would cost as much as all else here. If he is cancelled the read is, and
+the next of those who wait reads in his place.
 
 Everything here runs on the event loop.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +22,8 @@ from service.errors import StoreError
 Payload = bytes | None | StoreError  # the stored bytes; None: the store has no such user; or why it did not answer
 _Key = tuple[str, str, Id]
 _Records = dict[Id, bytes | None]
-_Read = asyncio.Task[_Records]
-
-
-@dataclass(eq=False)
-class _Flight:
-    key: _Key
-    read: _Read
-    passengers: int = 0
+_Read = asyncio.Future[_Records | Exception | None]  # never an exception of its own; None: who read was cancelled
+_Flights = dict[_Key, _Read]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +31,7 @@ class Landed:
     """What a reader got of each user. To be given to `Flights.release`."""
 
     payloads: Mapping[Id, Payload]
-    flights: Sequence[_Flight]
+    flights: Mapping[_Key, _Read]
 
 
 class Flights:
@@ -44,56 +40,61 @@ class Flights:
     def __init__(self, read_records: Callable[[str, str, Sequence[Id]], Coroutine[Any, Any, _Records]]) -> None:
         """read_records: as the store's, for one model and generation."""
         self._read_records = read_records
-        self._under_way: dict[_Key, _Flight] = {}
+        self._under_way: _Flights = {}
 
     async def read(self, model_id: str, generation: str, user_ids: Sequence[Id]) -> Landed:
         """What the store has of each user, by one MGET for those whom nobody is reading yet. Raises no StoreError."""
-        flights = self._board([(model_id, generation, user_id) for user_id in dict.fromkeys(user_ids)])
+        flights: _Flights = {}
+        wanted = [(model_id, generation, user_id) for user_id in dict.fromkeys(user_ids)]
         try:
-            # Waited for, not awaited: cancelling this cancels none of them.
-            await asyncio.wait({flight.read for flight in flights})
-            return Landed({flight.key[2]: _payload(flight) for flight in flights}, flights)
+            while wanted:
+                await self._fly(wanted, flights)
+                wanted = [key for key, read in flights.items() if read.result() is None]
+            return Landed({key[2]: _payload(read, key[2]) for key, read in flights.items()}, flights)
         except BaseException:
-            self._release(flights)
+            self._forget((key, read) for key, read in flights.items() if read.done())
             raise
 
     def release(self, landed: Landed) -> None:
         """Let go, once: it is decoded, or not wanted any more."""
-        self._release(landed.flights)
+        self._forget(landed.flights.items())
 
-    def _release(self, flights: Sequence[_Flight]) -> None:
-        for flight in flights:
-            flight.passengers -= 1
-            if not flight.passengers or flight.read.done():
-                self._forget(flight)
+    async def _fly(self, keys: Sequence[_Key], flights: _Flights) -> None:
+        """Read those whom nobody is reading, and wait for the others; `flights` says which read is whose."""
+        missing = [key for key in keys if key not in self._under_way]
+        if missing:
+            mine: _Read = asyncio.get_running_loop().create_future()
+            self._under_way.update(dict.fromkeys(missing, mine))
+        flights.update({key: self._under_way[key] for key in keys})
+        if missing:
+            await self._read(missing, mine)
+        for read in set(flights.values()):
+            if not read.done():
+                await asyncio.shield(read)  # cancelling this cancels it for nobody else
 
-    def _board(self, keys: Sequence[_Key]) -> list[_Flight]:
-        if missing := [key for key in keys if key not in self._under_way]:
-            self._start(missing)
-        flights = [self._under_way[key] for key in keys]
-        for flight in flights:
-            flight.passengers += 1
-        return flights
-
-    def _start(self, keys: Sequence[_Key]) -> None:
+    async def _read(self, keys: Sequence[_Key], read: _Read) -> None:
         model_id, generation, _ = keys[0]
-        question = self._read_records(model_id, generation, [user_id for _, _, user_id in keys])
-        read = asyncio.create_task(question, name="read-records")
-        flights = [_Flight(key, read) for key in keys]
-        self._under_way.update((flight.key, flight) for flight in flights)
+        outcome: _Records | Exception | None = None
+        try:
+            outcome = await self._read_records(model_id, generation, [user_id for _, _, user_id in keys])
+        except Exception as error:
+            outcome = error
+        finally:
+            if not isinstance(outcome, dict):
+                self._forget((key, read) for key in keys)
+            read.set_result(outcome)
 
-        def forget_failed(read: _Read) -> None:
-            if read.cancelled() or read.exception() is not None:
-                for flight in flights:
-                    self._forget(flight)
-
-        read.add_done_callback(forget_failed)
-
-    def _forget(self, flight: _Flight) -> None:
-        if self._under_way.get(flight.key) is flight:
-            del self._under_way[flight.key]
+    def _forget(self, flights: Iterable[tuple[_Key, _Read]]) -> None:
+        for key, read in flights:
+            if self._under_way.get(key) is read:
+                del self._under_way[key]
 
 
-def _payload(flight: _Flight) -> Payload:
-    error = flight.read.exception()
-    return error if isinstance(error, StoreError) else flight.read.result()[flight.key[2]]
+def _payload(read: _Read, user_id: Id) -> Payload:
+    outcome = read.result()
+    if isinstance(outcome, dict):
+        return outcome[user_id]
+    if isinstance(outcome, StoreError):
+        return outcome
+    assert outcome is not None
+    raise outcome

@@ -46,7 +46,7 @@ class Fetched:
     model: ActiveModel
     stages: Stages = field(default_factory=Stages)
     pinned: dict[Id, Pinned] = field(default_factory=dict)
-    landed: Landed = field(default_factory=lambda: Landed({}, ()))
+    landed: Landed = field(default_factory=lambda: Landed({}, {}))
     trouble: str | None = None  # of everybody who is not pinned
 
     def has(self, user_id: Id) -> bool:

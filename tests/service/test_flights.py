@@ -1,6 +1,7 @@
 """Single flight: one read per user at a time, shared by all who want him, and nobody's cancellation ends it."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import pytest
 from model.identifiers import Id
 from service.errors import StoreTimeout
 from service.store import Store
-from service.users.flights import Flights
+from service.users.flights import Flights, Landed
 from tests.service.cache import Cache
 
 MODEL, GENERATION = "0123456789ab", "g"
@@ -66,21 +67,88 @@ async def test_a_user_under_way_is_not_read_again_until_one_has_let_go(reads: Re
     assert len(reads.asked) == 4, "the old flight's end is not the new one's"
 
 
-async def test_who_is_cancelled_ends_the_read_for_nobody_else(reads: Reads) -> None:
+async def test_one_of_two_who_wait_is_cancelled_and_the_read_is_the_others(reads: Reads) -> None:
     flights = Flights(reads.read_records)
     first = asyncio.create_task(flights.read(MODEL, GENERATION, [1]))
     await settle()
     second = asyncio.create_task(flights.read(MODEL, GENERATION, [1]))
     await settle()
-    first.cancel()
+    second.cancel()
     await settle()
     reads.gate.set()
-    landed = await second
-    assert first.cancelled()
+    landed = await first
+    assert second.cancelled()
     assert landed.payloads == {1: b"record of 1"}
     flights.release(landed)
     await flights.read(MODEL, GENERATION, [1])
     assert reads.asked == [[1], [1]]
+
+
+async def test_who_reads_is_cancelled_and_one_of_those_who_wait_reads_for_all(reads: Reads) -> None:
+    flights = Flights(reads.read_records)
+    asking: list[asyncio.Task[Landed]] = []
+    for users in ([1, 2], [1], [3, 2], [1, 4]):
+        asking.append(asyncio.create_task(flights.read(MODEL, GENERATION, users)))
+        await settle()
+    assert reads.asked == [[1, 2], [3], [4]]
+    asking[0].cancel()
+    await settle()
+    assert asking[0].cancelled()
+    reads.gate.set()
+    one, two, three = [await task for task in asking[1:]]
+    assert one.payloads == {1: b"record of 1"}
+    assert two.payloads == {3: b"record of 3", 2: b"record of 2"}
+    assert three.payloads == {1: b"record of 1", 4: b"record of 4"}
+    assert sorted(map(str, reads.asked[3:])) == ["[1]", "[2]"], "once each, by whoever comes first"
+    for landed in (one, two, three):
+        flights.release(landed)
+    await flights.read(MODEL, GENERATION, [1, 2, 3, 4])
+    assert reads.asked[5:] == [[1, 2, 3, 4]], "nothing is left of the old flights"
+
+
+async def test_where_all_are_cancelled_nothing_is_left(reads: Reads) -> None:
+    """At every moment; and what had landed for one who waited for more is forgotten with him."""
+    flights = Flights(reads.read_records)
+    for turns in range(12):
+        reads.gate.clear()
+        asking = [asyncio.create_task(flights.read(MODEL, GENERATION, users)) for users in ([1, 2], [2, 3], [1])]
+        for turn in range(turns):
+            await asyncio.sleep(0)
+            if turn == 5:
+                reads.gate.set()
+        for task in asking:
+            task.cancel()
+        for end in await asyncio.gather(*asking, return_exceptions=True):
+            if isinstance(end, Landed):
+                flights.release(end)
+        reads.gate.set()
+        asked = len(reads.asked)
+        flights.release(await flights.read(MODEL, GENERATION, [1, 2, 3]))
+        assert reads.asked[asked:] == [[1, 2, 3]]
+
+
+async def test_a_failure_that_nobody_waits_for_makes_no_noise(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
+    flights = Flights(reads.read_records)
+    heard: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: heard.append(context))
+
+    async def fail(*_: object) -> dict[Id, bytes | None]:
+        raise StoreTimeout("no answer")
+
+    monkeypatch.setattr(reads.store, "read_records", fail)
+    reader = asyncio.create_task(flights.read(MODEL, GENERATION, [1]))
+    await settle()
+    waiting = asyncio.create_task(flights.read(MODEL, GENERATION, [1, 2]))
+    await settle()
+    reads.gate.set()
+    waiting.cancel()
+    await asyncio.gather(reader, waiting, return_exceptions=True)
+    del reader, waiting
+    gc.collect()
+    await settle()
+    loop.set_exception_handler(None)
+    assert heard == []
 
 
 async def test_a_failed_read_fails_for_all_its_waiters_and_is_not_remembered(

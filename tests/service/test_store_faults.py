@@ -156,7 +156,9 @@ async def test_a_connection_in_use_when_another_failed_does_not_come_back(store:
 
 
 async def test_a_reply_of_another_form_is_nobodys_and_ends_its_connection(store: Store, between: Proxy) -> None:
-    for wrong in (b":1\r\n", b"$1\r\nx\r\n", b"*2\r\n$1\r\nx\r\n$1\r\ny\r\n", b"$-1\r\n", b"what?\r\n"):
+    two, nested, pushed = b"*2\r\n$1\r\nx\r\n$1\r\ny\r\n", b"*1\r\n*1\r\n$1\r\nx\r\n", b">1\r\n$1\r\nx\r\n"
+    others = (b":1\r\n", b"$1\r\nx\r\n", b"$-1\r\n", b"*1\r\n:1\r\n", b"*1\r\n-ERR no\r\n", b"what?\r\n")
+    for wrong in (two, nested, pushed, *others):
         between.script.append(answer(wrong))
         with pytest.raises(StoreUnavailable):
             await store.read_records(MODEL, GENERATION, [1])
@@ -165,6 +167,31 @@ async def test_a_reply_of_another_form_is_nobodys_and_ends_its_connection(store:
     between.script.append(answer(b"*1\r\n$11\r\nrecord of 1\r\n*1\r\n$11\r\nrecord of 1\r\n"))
     await read(store, 1)
     await read(store, 2)
+
+
+async def test_one_that_was_seen_to_close_does_not_use_up_the_second_try(store: Store, between: Proxy) -> None:
+    await read(store, 1)
+    between.reset_all()
+    await asyncio.sleep(0.1)  # the loop hears of it while nobody reads
+    between.script.append(reset)
+    await read(store, 2)
+    assert between.questions == 3
+
+
+async def test_a_greeting_that_says_too_much_is_no_connection(records: Cache) -> None:
+    """What is left behind the greeting's replies would be the first question's."""
+
+    async def say_more(link: Link, question: bytes) -> None:
+        link.client.write(b"+OK\r\n" * question.count(b"SETINFO") + b"*1\r\n$8\r\nanothers\r\n")
+
+    with proxy(records.url, marker=b"LIB-VER") as between:
+        between.always = say_more
+        store = Store(between.url, records.prefix, timeout_s=20)
+        with pytest.raises(StoreUnavailable):
+            await store.read_records(MODEL, GENERATION, [1])
+        between.always = pass_on
+        await read(store, 1)
+        await store.close()
 
 
 # ---- what servers answer when they cannot
