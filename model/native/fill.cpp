@@ -11,6 +11,12 @@ namespace {
 
 constexpr int64_t AHEAD = 8;  // rows of the table that are on their way while one is copied
 
+bool are_within(const int64_t* rows, int64_t count, int64_t end) {
+    bool within = true;
+    for (int64_t i = 0; i < count; ++i) within &= static_cast<uint64_t>(rows[i]) < static_cast<uint64_t>(end);
+    return within;
+}
+
 }  // namespace
 
 extern "C" {
@@ -20,12 +26,24 @@ struct Attention {
     Scorer scorer;
 };
 
+// Whether codes [count, columns] are those that a table [items, columns] has at these rows; not for a row beyond it.
+int64_t lrea_codes_are(const int64_t* table, int64_t items, const int64_t* rows, int64_t count, int64_t columns,
+                       const int64_t* codes) {
+    if (!are_within(rows, count, items)) return 0;
+    bool equal = true;
+    for (int64_t row = 0; row < count; ++row)
+        for (int64_t i = 0; i < columns; ++i) equal &= codes[row * columns + i] == table[rows[row] * columns + i];
+    return equal;
+}
+
 // table: [items, width]; rows, hashes: [count], [count, columns]; matches: null where there are none.
 // scratch: as `lrea_attend` wants.
 // out: [count, width (1 + 2 attentions) + 2 FEATURES columns], out_stride floats apart.
-void lrea_fill(const float* table, const int64_t* rows, const int64_t* hashes, int64_t count, int64_t width,
+// Returns 0, and does nothing, if a row is beyond the table.
+int64_t lrea_fill(const float* table, int64_t items, const int64_t* rows, const int64_t* hashes, int64_t count, int64_t width,
                const Attention* attentions, int64_t attention_count, const Matches* matches, float* out,
                int64_t out_stride, float* scratch) {
+    if (!are_within(rows, count, items)) return 0;
     float* columns = scratch;
     float* sums = columns + block_floats(width);
     float* work = sums + block_floats(width);
@@ -56,5 +74,6 @@ void lrea_fill(const float* table, const int64_t* rows, const int64_t* hashes, i
         for (int64_t row = 0; row < here; ++row)
             match(*matches, hashes + (begin + row) * matches->columns, features + row * out_stride);
     }
+    return 1;
 }
 }

@@ -7,10 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.native.library import at_once, loaded
+from model.native.library import library_for, loaded
 
 Int64s = npt.NDArray[np.int64]
-AT_ONCE = 1024  # keys: 10 µs, and to give the interpreter away and get it back under load takes longer
 
 
 class IntegerIndex:
@@ -72,8 +71,7 @@ class Encoder:
         second_out = torch.from_numpy(np.empty((count, second_width), np.int64))
         # As bytes: to copy 100 keys takes less than to ask numpy or torch where they are, whatever order they lie in.
         packed = keys.astype(np.int64, copy=False).tobytes()
-        library = at_once() if count <= AT_ONCE else loaded()
-        missed = library.lrea_index_encode(
+        missed = library_for(count).lrea_index_encode(
             *(packed, count, self._index.slots_at, self._index.mask, self._unknown),
             *(first.data_ptr(), first_width, second.data_ptr(), second_width),
             *(rows.data_ptr(), first_out.data_ptr(), second_out.data_ptr()),

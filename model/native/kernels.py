@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.native.library import load, loaded
+from model.native.library import library_for, load, loaded
 
 _UNITS = 8  # hidden units come in multiples of this, on every processor
 _ROWS_PER_THREAD = 256  # fewer candidates are not worth another thread
@@ -113,7 +113,6 @@ def fill(
     assert _floats(table_Id).is_contiguous(), "the table must be contiguous"
     assert all(attention.scorer.width == width for attention in attentions), "an attention of another width"
     assert rows_B.dtype == hashes_BC.dtype == torch.int64, "rows and hashes are int64"
-    assert count == 0 or 0 <= int(rows_B.min()) <= int(rows_B.max()) < len(table_Id), "rows beyond the table"
     rows_B, hashes_BC = rows_B.contiguous(), hashes_BC.contiguous()
     slots = [_slots(attention) for attention in attentions]
     structs = (_Attention * len(attentions))(
@@ -127,14 +126,40 @@ def fill(
     units = max((attention.scorer.units for attention in attentions), default=0)
 
     def some(begin: int, end: int) -> None:
-        loaded().lrea_fill(
-            *(table_Id.data_ptr(), _address(rows_B, begin), _address(hashes_BC, begin), end - begin, width),
+        filled = loaded().lrea_fill(
+            *(
+                table_Id.data_ptr(),
+                len(table_Id),
+                _address(rows_B, begin),
+                _address(hashes_BC, begin),
+                end - begin,
+                width,
+            ),
             *(structs, len(structs), match_at),
             *(_address(out_Bf, begin), out_Bf.stride(0), _scratch(width, units)),
         )
+        assert filled, "rows beyond the table"
 
     _on_threads(some, count)
     del window_CS  # it had to live until here
+
+
+def codes_are(table_IF: Tensor, rows_n: Tensor, codes_nF: Tensor) -> bool:
+    """Whether int64 codes are those that a table has at these rows; False too for a row beyond it."""
+    for tensor in (table_IF, rows_n, codes_nF):
+        assert tensor.dtype == torch.int64, "codes and rows are int64"
+        assert tensor.is_cpu, "codes and rows are on the CPU"
+    assert table_IF.is_contiguous(), "the table must be contiguous"
+    (items, columns), count = table_IF.shape, rows_n.shape[0]
+    assert codes_nF.shape == (count, columns), "codes of other columns, or not of these rows"
+    if not columns:
+        return True
+    rows_n, codes_nF = rows_n.contiguous(), codes_nF.contiguous()
+    return bool(
+        library_for(count).lrea_codes_are(
+            table_IF.data_ptr(), items, rows_n.data_ptr(), count, columns, codes_nF.data_ptr()
+        )
+    )
 
 
 def _match_struct(matches: Matches | None, hashes_BC: Tensor) -> "tuple[Tensor | None, _Matches | None]":

@@ -32,6 +32,7 @@ BUILT = HERE / "built"  # what an image brings
 COMPILERS = ("g++", "c++")  # GCC's vector types; clang has them too
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-mprefer-vector-width=512")
 COMPILE_TIMEOUT_S = 60.0
+AT_ONCE = 1024  # look-ups: 10 µs, and to give the interpreter away and get it back under load takes longer
 # What /proc/cpuinfo calls the instructions that a level needs and that the level below does not have.
 LEVELS = (
     ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
@@ -67,6 +68,11 @@ def at_once() -> ctypes.PyDLL:
     """The same library, called without giving the interpreter away: for what takes microseconds."""
     library = loaded()
     return declared(ctypes.PyDLL(library._name, handle=library._handle))
+
+
+def library_for(lookups: int) -> ctypes.CDLL:
+    """The library, called in the way that suits so many look-ups."""
+    return at_once() if lookups <= AT_ONCE else loaded()
 
 
 def level() -> str:
@@ -177,11 +183,13 @@ def declared(library: L) -> L:
     ]
     library.lrea_attend.restype = None
     library.lrea_fill.argtypes = [
-        *(_POINTER, _POINTER, _POINTER, _INT, _INT),  # the table, rows and hashes of candidates
+        *(_POINTER, _INT, _POINTER, _POINTER, _INT, _INT),  # the table, rows and hashes of candidates
         *(_POINTER, _INT, _POINTER),  # attentions, matches
         *(_POINTER, _INT, _POINTER),  # out, scratch
     ]
-    library.lrea_fill.restype = None
+    library.lrea_fill.restype = _INT
+    library.lrea_codes_are.argtypes = [*(_POINTER, _INT), *(_POINTER, _INT, _INT), _POINTER]
+    library.lrea_codes_are.restype = _INT
     library.lrea_index_build.argtypes, library.lrea_index_build.restype = [_POINTER, _INT, _INT, _POINTER, _INT], None
     library.lrea_index_find.argtypes = [
         *(_POINTER, _INT, _POINTER, _INT, _INT),  # keys, slots, what is unknown

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model.identifiers import INT64_MAX, INT64_MIN
-from model.native.index import AT_ONCE, IntegerIndex
+from model.native.index import IntegerIndex
+from model.native.library import AT_ONCE
 
 KEYS = st.integers(INT64_MIN, INT64_MAX) | st.integers(-5, 5) | st.integers(0, 50).map(lambda number: number << 40)
 UNKNOWN, FIRST = 1, 2

@@ -205,6 +205,31 @@ def test_a_missing_value_matches_nothing() -> None:
     assert torch.equal(found, torch.zeros_like(found))
 
 
+@given(
+    rows=st.lists(st.integers(0, 6), max_size=20),
+    columns=st.integers(0, 3),
+    changed=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_codes_are_those_of_a_table_or_not(rows: list[int], columns: int, changed: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    table, index = torch.randint(0, 3, (7, columns)), torch.tensor(rows, dtype=torch.int64)
+    codes = table[index]
+    changed = changed and codes.numel() > 0
+    if changed:
+        codes.view(-1)[seed % codes.numel()] += 1
+    assert kernels.codes_are(table, index, codes) is not changed
+    assert kernels.codes_are(table, index, codes.t().contiguous().t()) is not changed
+
+
+@pytest.mark.parametrize("beyond", [-1, 7, 2**40, -(2**63)])
+def test_rows_beyond_a_table_are_read_by_none(beyond: int) -> None:
+    table, rows = torch.zeros(7, 2, dtype=torch.int64), torch.tensor([0, beyond])
+    assert not kernels.codes_are(table, rows, torch.zeros(2, 2, dtype=torch.int64))
+    with pytest.raises(AssertionError, match="beyond"):
+        kernels.fill(torch.zeros(7, 1), rows, torch.zeros(2, 0, dtype=torch.int64), [], None, torch.zeros(2, 1))
+
+
 def matched(hashes: torch.Tensor, matches: kernels.Matches) -> torch.Tensor:
     """The match features alone: behind one number that is not theirs."""
     out = torch.ones(len(hashes), 1 + 6 * COLUMNS)
