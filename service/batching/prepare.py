@@ -8,7 +8,7 @@ without features of their own can only be known or unknown: they are looked up w
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -56,8 +56,7 @@ class Asked(Protocol):
     def timeout_ms(self) -> int | None: ...
 
 
-@dataclass(frozen=True, eq=False)
-class CheckedRequest:
+class CheckedRequest(NamedTuple):
     """A request that `model` can answer, but for columns that it may lack; of its rows, what can count."""
 
     request: Asked

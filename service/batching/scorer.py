@@ -6,7 +6,6 @@ Where users come from is `UserLookup`'s to know, what is done with a list of the
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -29,8 +28,7 @@ from service.users.state import Origin, User, from_rows, from_stored
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
-class Score:
+class Score(NamedTuple):
     """The answer to one job."""
 
     logits_B: Floats  # what ranks: above a logit of 17 every probability in float32 is 1

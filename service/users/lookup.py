@@ -6,6 +6,7 @@ any check is counted and treated as a miss, and neither is ever made resident.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from model.cache_format import Reason, RecordError, UserRecord, decode
 from model.identifiers import Id
@@ -30,8 +31,7 @@ DEGRADED_BY_RECORD: Mapping[Reason, str] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
+class Found(NamedTuple):
     """A user's record, decoded; or None, with the reason if there was one."""
 
     user: StoredUser | None

@@ -5,7 +5,7 @@ Nothing here awaits, and nothing here knows HTTP or the store.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +53,7 @@ class Recent:
 NO_RECENT = Recent([], np.empty(0, np.bool_), np.empty(0, np.int64))
 
 
-@dataclass(frozen=True, eq=False)
-class User:
+class User(NamedTuple):
     """The user's side of one forward: all of a resident user on the model's device, else on the CPU."""
 
     state: UserState
