@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.attention import twin
-from model.attention.retrieval import ordering_keys
+from model.attention.retrieval import Choice, ordering_keys
 from model.native import choose
 
 LARGEST, SMALLEST = torch.finfo(torch.float32).max, 1e-45
@@ -36,7 +36,7 @@ def best_by_keys(scores: Tensor, eligible: Tensor, count: int) -> tuple[Tensor, 
     return index, eligible.expand_as(scores).gather(-1, index)
 
 
-def turns_by_torch(scores: Tensor, present: Tensor, count: int) -> twin.Choice:
+def turns_by_torch(scores: Tensor, present: Tensor, count: int) -> Choice:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choose, "serves", lambda _: False)
         return twin.take_turns(scores, present, count)
