@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.native import choose
+
 _NEVER = torch.iinfo(torch.int64).min
 
 
@@ -24,9 +26,11 @@ class Choice(NamedTuple):
 def choose_best(scores: Tensor, eligible: Tensor, count: int) -> Choice:
     """The `count` eligible rows of the largest score, the newer (first) of equals; all of them if there are fewer.
 
-    scores: finite float32 [U, K, N]; eligible: bool, broadcast to it.
+    scores: finite float32 [U, K, N]; eligible: bool [U, 1, N] or [U, K, N].
     """
     rows = scores.shape[-1]
+    if choose.serves(scores):
+        return Choice(*choose.best(scores, eligible, min(count, rows)))
     if count >= rows:
         return _choose_by_keys(scores, eligible, rows)
     index, values, tied = _best_floats(scores, eligible, count)
@@ -83,6 +87,23 @@ def ordering_keys(scores: Tensor, eligible: Tensor) -> Tensor:
     ordered = (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).long() << 32
     place = torch.arange(scores.shape[-1], device=scores.device)
     return (ordered - place).masked_fill(~eligible, _NEVER)
+
+
+@torch.no_grad()
+def choose_newest(wanted_UK: Tensor, codes_UN: Tensor, count: int) -> Choice:
+    """The newest (first) `count` rows whose code is the wanted one, newest first; all of them if there are fewer.
+
+    codes: int64, of which a wanted 0 is none.
+    """
+    # By a sort of each user's codes and not by K × N comparisons: equal codes lie together then, the newest first.
+    codes_UN, rows_UN = codes_UN.sort(dim=-1, stable=True)
+    first_UK1 = torch.searchsorted(codes_UN, wanted_UK.contiguous()).unsqueeze(-1)
+    end_UK1 = torch.searchsorted(codes_UN, wanted_UK.contiguous(), right=True).unsqueeze(-1)
+    rows = codes_UN.shape[-1]
+    place_UKk = first_UK1 + torch.arange(min(count, rows), device=codes_UN.device)
+    found_UKk = (place_UKk < end_UK1) & (wanted_UK != 0).unsqueeze(-1)
+    index_UKk = rows_UN.gather(-1, place_UKk.clamp_(max=rows - 1).flatten(1)).view(place_UKk.shape)
+    return Choice(index_UKk, found_UKk)
 
 
 def gather_rows(rows_UNd: Tensor, index_UKk: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from model.attention.ages import AGE_WIDTH, Ages
 from model.attention.din import SUM_SCALE
 from model.attention.interface import Embedded, LongAttention
 from model.attention.multi_head import HeadQueries, pool
-from model.attention.retrieval import Choice, choose_best, gather_rows
+from model.attention.retrieval import Choice, choose_best, choose_newest, gather_rows
 from model.attention.scorer import NEGATIVE_SLOPE
 
 _AUXILIARY_HIDDEN = 200  # as the authors' code
@@ -58,11 +58,8 @@ class SimHard(SimAttention):
 
     def search(self, candidates: Embedded, history: Embedded) -> Choice:
         """The newest k rows of the candidate's category."""
-        wanted_UK1 = candidates.categories.unsqueeze(-1)
-        same_UKN = (wanted_UK1 == history.categories.unsqueeze(1)) & (wanted_UK1 > 1)
-        eligible_UKN = same_UKN & history.present.unsqueeze(1)
-        newest_N = -torch.arange(eligible_UKN.shape[-1], dtype=torch.float32, device=eligible_UKN.device)
-        return choose_best(newest_N.expand_as(eligible_UKN), eligible_UKN, self.retrieved)
+        wanted_UK = candidates.categories.masked_fill(candidates.categories <= 1, 0)
+        return choose_newest(wanted_UK, history.categories.masked_fill(~history.present, 0), self.retrieved)
 
 
 class SimSoft(SimAttention):

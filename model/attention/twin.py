@@ -21,6 +21,7 @@ from model.attention.ages import AGE_WIDTH, Ages
 from model.attention.interface import Embedded, LongAttention
 from model.attention.multi_head import HeadOutput, HeadQueries, pool
 from model.attention.retrieval import Choice, gather_rows, rank_best
+from model.native import choose
 
 
 class TwinAttention(LongAttention):
@@ -63,6 +64,8 @@ def take_turns(relevance_UKAN: Tensor, present_UN: Tensor, count: int) -> Choice
     """`count` rows that are present: each head's best, then each head's second best, and so on, a row counting once."""
     rows = relevance_UKAN.shape[-1]
     count, present_U1N = min(count, rows), present_UN.unsqueeze(1)
+    if choose.serves(relevance_UKAN):
+        return Choice(*choose.turns(relevance_UKAN, present_U1N, count))
     # A head at a time: less memory, and faster. No ranking is walked past its first `count` rows.
     rankings = [rank_best(relevance_UKN, present_U1N, count) for relevance_UKN in relevance_UKAN.unbind(dim=2)]
     turns_UKT = torch.stack(rankings, dim=-1).flatten(-2)

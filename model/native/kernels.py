@@ -88,7 +88,7 @@ def attend(candidates_Bd: Tensor, attention: Attention, out_Bd: Tensor) -> None:
             *(_address(out_Bd, begin), out_Bd.stride(0), _scratch(scorer.width, scorer.units)),
         )
 
-    _on_threads(some, len(candidates_Bd))
+    on_threads(some, len(candidates_Bd))
 
 
 def fill(
@@ -140,7 +140,7 @@ def fill(
         )
         assert filled, "rows beyond the table"
 
-    _on_threads(some, count)
+    on_threads(some, count)
     del window_CS  # it had to live until here
 
 
@@ -203,7 +203,7 @@ def _address(tensor: Tensor, row: int) -> int:
 # ---- threads
 
 
-def _on_threads(some: Callable[[int, int], None], rows: int) -> None:
+def on_threads(some: Callable[[int, int], None], rows: int) -> None:
     """All rows, on as many threads as torch has where that is worth it. The kernels hold no lock of Python's."""
     parts = min(torch.get_num_threads(), rows // _ROWS_PER_THREAD)
     if parts <= 1:

@@ -26,8 +26,8 @@ from typing import TypeVar
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("attend.cpp", "fill.cpp", "index.cpp", "record.cpp"))
-HEADERS = tuple(HERE / name for name in ("attend.hpp", "match.hpp"))
+SOURCES = tuple(HERE / name for name in ("attend.cpp", "best.cpp", "fill.cpp", "index.cpp", "record.cpp", "turns.cpp"))
+HEADERS = tuple(HERE / name for name in ("attend.hpp", "best.hpp", "match.hpp"))
 BUILT = HERE / "built"  # what an image brings
 COMPILERS = ("g++", "c++")  # GCC's vector types; clang has them too
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-mprefer-vector-width=512")
@@ -190,6 +190,18 @@ def declared(library: L) -> L:
     library.lrea_fill.restype = _INT
     library.lrea_codes_are.argtypes = [*(_POINTER, _INT), *(_POINTER, _INT, _INT), _POINTER]
     library.lrea_codes_are.restype = _INT
+    library.lrea_best_scratch.argtypes, library.lrea_best_scratch.restype = [_INT], _INT
+    library.lrea_best.argtypes = [
+        *(_POINTER, _POINTER, _INT, _INT, _INT, _INT, _INT),  # scores, penalties, candidates, rows, count
+        *(_POINTER, _POINTER, _POINTER),  # index, found, scratch
+    ]
+    library.lrea_best.restype = None
+    library.lrea_turns_scratch.argtypes, library.lrea_turns_scratch.restype = [_INT, _INT], _INT
+    library.lrea_turns.argtypes = [
+        *(_POINTER, _POINTER, _INT, _INT, _INT, _INT, _INT, _INT),  # the same, of several heads
+        *(_POINTER, _POINTER, _POINTER),
+    ]
+    library.lrea_turns.restype = None
     library.lrea_index_build.argtypes, library.lrea_index_build.restype = [_POINTER, _INT, _INT, _POINTER, _INT], None
     library.lrea_index_find.argtypes = [
         *(_POINTER, _INT, _POINTER, _INT, _INT),  # keys, slots, what is unknown

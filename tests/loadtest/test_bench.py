@@ -66,9 +66,10 @@ def test_products_are_recorded_with_their_shapes_and_run_again() -> None:
         left @ right
         return torch.baddbmm(torch.zeros(2, 3, 5), batch, right.expand(2, -1, -1))
 
-    assert record(run) == [Product(3, 4, 5)] * 3
-    assert Product(3, 4, 5).flops == 120
+    assert record(run) == [Product(3, 4, 5), Product(3, 4, 5, batch=2)]
+    assert Product(3, 4, 5, batch=2).flops == 2 * Product(3, 4, 5).flops == 240
     assert replay([Product(300, 16, 9000), Product(2, 3, 4, torch.bfloat16)])().dtype == torch.bfloat16
+    assert replay(record(run))().shape == (2, 3, 5)
 
 
 def test_flops_of_the_whole_scorer_are_those_of_its_products() -> None:

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from model.attention.retrieval import choose_best, gather_rows, ordering_keys, rank_best
+from model.attention.retrieval import choose_best, choose_newest, gather_rows, ordering_keys, rank_best
+from model.native import choose
+
+
+@pytest.fixture(autouse=True, params=["native", "torch"])
+def _chosen_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(choose, "serves", lambda _: False)
 
 
 @pytest.mark.parametrize("count", [1, 3, 10])
@@ -39,6 +46,24 @@ def test_a_top_k_of_floats_chooses_and_ranks_as_keys_do(count: int) -> None:
             found = chosen.index_UKk[user, candidate][chosen.found_UKk[user, candidate]].tolist()
             assert sorted(found) == sorted(wanted)
             assert ranked[user, candidate][: len(wanted)].tolist() == wanted
+
+
+@pytest.mark.parametrize("count", [1, 3, 40, 50])
+def test_the_newest_of_a_code_are_chosen_as_the_best_by_newness_are(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    codes = torch.randint(0, 6, (3, 40), generator=generator)
+    wanted = torch.randint(0, 8, (3, 20), generator=generator)  # 6 and 7 are nowhere
+    eligible = (wanted.unsqueeze(-1) == codes.unsqueeze(1)) & (wanted != 0).unsqueeze(-1)
+    best = choose_best(-torch.arange(40.0).expand_as(eligible), eligible, count)
+    newest = choose_newest(wanted, codes, count)
+    for user in range(3):
+        for candidate in range(20):
+            chosen, slow = (
+                each.index_UKk[user, candidate][each.found_UKk[user, candidate]].tolist() for each in (newest, best)
+            )
+            assert chosen == sorted(slow)
+    assert newest.found_UKk.any()
+    assert not choose_newest(wanted, codes[:, :0], count).found_UKk.any()
 
 
 def test_keys_are_ordered_as_the_scores_are() -> None:
