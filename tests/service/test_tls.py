@@ -151,8 +151,8 @@ def test_probes_are_answered_beside_5000_mute_connections_with_1024_files(
             httpx.Client(base_url=f"https://127.0.0.1:{values['port']}", verify=papers.trusting()) as client,
         ):
             wait_for_status(service, client, "/readyz", 200)
+            client.close()  # before the crowd comes, or its seat would be free for the next
             with mute(address(client), 5000):
-                client.close()
                 with httpx.Client(base_url=client.base_url, verify=papers.trusting()) as prober:
                     wait_for_status(service, prober, "/livez", 200)
                     assert prober.post("/v1/score", json=BODY).status_code == 503, "the crowd is still there"
