@@ -70,6 +70,7 @@ class Server(uvicorn.Server):
         last = loop.time() + LAST_REQUEST_S
         while self.server_state.connections and not self.force_exit and loop.time() < last:
             await asyncio.sleep(0.02)
+        await asyncio.sleep(0)  # if all this second the process stood still, the requests are still to be read
         await super().shutdown(sockets)
 
     async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:

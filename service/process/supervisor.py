@@ -25,6 +25,7 @@ TICK_S = 0.5
 HUNG_S = 30.0  # without a beat, which comes every second
 STEADY_S = 60.0  # whoever has served this long is started again at once
 LONGEST_BACK_OFF_S = 30.0
+LOADING_S = 1.0  # that one which still loads has to end by itself
 
 Wait = Callable[[float], bytes]
 
@@ -177,12 +178,32 @@ class _Supervisor:
 
     def _stop(self, number: int) -> None:
         """Pass the signal on, also a second one: it has a worker leave that drains."""
+        told: Sequence[WorkerProcess] = ()
         if self.stop_by is None:
             self.stop_by = time.monotonic() + self.stop_s
             for listener in self.listeners:  # else callers would wait in a queue from which nobody takes
                 listener.close()
+            told = self._end_loading()
         for process in filter(None, (slot.process for slot in self.slots)):
-            process.send(number)
+            if process not in told:
+                process.send(number)
+
+    def _end_loading(self) -> Sequence[WorkerProcess]:
+        """End who does not serve yet, before the others hear of it. Returns whom it has told.
+
+        They have the listeners too: whoever connects when the last one that serves has stopped listening would wait
+        for one that only loads, and be reset when it ends.
+        """
+        processes = [slot.process for slot in self.slots if slot.process is not None]
+        for process in processes:
+            process.hear(0.0)
+        loading = [process for process in processes if not process.serves]
+        for process in loading:
+            process.send(signal.SIGTERM)
+        end_by = time.monotonic() + LOADING_S
+        for process in loading:
+            process.end_by(end_by)
+        return loading
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 from service.process.place import Place, Reports
 
+KILLED_S = 1.0  # that the system has to end a process which it was told to kill
+
 
 class WorkerProcess:
     """Started by the constructor.
@@ -59,6 +61,22 @@ class WorkerProcess:
     def send(self, number: int) -> None:
         """Send it a signal. Before it serves SIGINT becomes SIGTERM, of which it dies without a traceback."""
         self._process.send_signal(signal.SIGTERM if number == signal.SIGINT and not self.serves else number)
+
+    def end_by(self, deadline: float) -> None:
+        """Return when it has ended. At `deadline`, on the monotonic clock, it is killed, unless it serves by then."""
+        if self._ends_within(deadline - time.monotonic()):
+            return
+        self.hear(0.0)
+        if not self.serves:
+            self.send(signal.SIGKILL)
+            self._ends_within(KILLED_S)
+
+    def _ends_within(self, timeout_s: float) -> bool:
+        try:
+            self._process.wait(max(0.0, timeout_s))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     @property
     def failed(self) -> bool:

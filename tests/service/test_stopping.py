@@ -1,6 +1,7 @@
 """SIGTERM while twenty callers keep their connections and ask on, over real processes: nobody's request is lost."""
 
 import http.client
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import orjson
@@ -68,7 +70,10 @@ class Callers:
 
 
 @contextmanager
-def serving(cache: Cache, *options: str, **settings: object) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def serving(
+    cache: Cache, *options: str, hold_one: bool = False, **settings: object
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A service that is ready. hold_one: one of its workers stands still before it has loaded anything."""
     cache.publish({USER: [item_id("int", 1)]})
     port = free_port()
     where = {"store_url": cache.url, "key_prefix": cache.prefix, "bundles_dir": cache.bundles_dir, "port": port}
@@ -77,8 +82,18 @@ def serving(cache: Cache, *options: str, **settings: object) -> Iterator[tuple[s
         process_of(options, where | patient | settings) as service,
         httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
+        if hold_one:
+            os.kill(first_child(service.pid), signal.SIGSTOP)
         wait_for_status(service, client, "/readyz", 200)
         yield service, port
+
+
+def first_child(process: int) -> int:
+    deadline = time.monotonic() + 20
+    while not (children := Path(f"/proc/{process}/task/{process}/children").read_text().split()):
+        assert time.monotonic() < deadline, "it started no process"
+        time.sleep(0.01)
+    return int(children[0])
 
 
 @pytest.mark.timeout(120)
@@ -86,13 +101,24 @@ def serving(cache: Cache, *options: str, **settings: object) -> Iterator[tuple[s
 @pytest.mark.parametrize("drain_seconds", [0, 1])
 def test_no_request_is_lost_to_a_sigterm(cache: Cache, options: tuple[str, ...], drain_seconds: int) -> None:
     with serving(cache, *options, drain_seconds=drain_seconds) as (service, port):
-        callers = Callers(port)
-        callers.start()
-        callers.wait_for_answers(10 * CALLERS)
-        service.send_signal(signal.SIGTERM)
-        callers.join()
-        _, log = service.communicate(timeout=30)
-    assert set(callers.outcomes) == {"200 cached", "refused"}, callers.outcomes
+        assert_nobody_loses_a_request(service, port)
+
+
+@pytest.mark.timeout(120)
+def test_no_request_is_lost_to_a_worker_that_still_loads(cache: Cache) -> None:
+    """It has the listener too, and takes nobody from its queue."""
+    with serving(cache, "--workers", "2", hold_one=True, drain_seconds=0) as (service, port):
+        assert_nobody_loses_a_request(service, port)
+
+
+def assert_nobody_loses_a_request(service: subprocess.Popen[str], port: int) -> None:
+    callers = Callers(port)
+    callers.start()
+    callers.wait_for_answers(10 * CALLERS)
+    service.send_signal(signal.SIGTERM)
+    callers.join()
+    _, log = service.communicate(timeout=30)
+    assert set(callers.outcomes) == {"200 cached", "refused"}, (callers.outcomes, log)
     assert callers.outcomes["refused"] == CALLERS
     assert callers.closing >= CALLERS, "each was told to go before it was refused"
     assert (service.returncode, "Traceback" in log) == (0, False), log
@@ -135,6 +161,24 @@ def test_what_has_begun_is_finished(cache: Cache) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"connection: close" in answer
     assert (service.returncode, "Traceback" in log) == (0, False), log
+
+
+def test_what_came_while_the_process_stood_still_is_read(cache: Cache) -> None:
+    """On a machine without time for it, or one that was suspended, the last second may pass without a single turn."""
+    with serving(cache) as (service, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.connect()
+        service.send_signal(signal.SIGTERM)
+        wait_until_refused(port)
+        service.send_signal(signal.SIGSTOP)
+        connection.request("POST", "/v1/score", BODY, {"content-type": "application/json"})
+        time.sleep(1.1)
+        service.send_signal(signal.SIGCONT)
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("connection")) == (200, "close")
+        connection.close()
+        service.communicate(timeout=20)
+    assert service.returncode == 0
 
 
 def test_what_outlasts_the_grace_is_dropped(cache: Cache) -> None:

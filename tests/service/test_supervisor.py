@@ -115,6 +115,48 @@ def test_when_the_last_one_cannot_start_again_all_ends(tmp_path: Path) -> None:
         run(tmp_path, refuses_later)
 
 
+def test_who_still_loads_has_ended_before_the_others_stop(tmp_path: Path) -> None:
+    """It holds the listener, and whoever waited there when it ends would be reset."""
+    holds = """
+        def stop(*_):
+            Path(f"{os.environ['FOLDER']}/left").write_text(str(Path(f"/proc/{loading}/fd").exists()))
+            sys.exit(0)
+
+        other = Path(f"{os.environ['FOLDER']}/process")
+        if place.number == 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            other.with_suffix(".new").write_text(str(os.getpid()))
+            other.with_suffix(".new").rename(other)
+            time.sleep(60)
+        signal.signal(signal.SIGTERM, stop)
+        place.beat()
+        while not other.exists():
+            time.sleep(0.01)
+        loading = int(other.read_text())
+        os.kill(os.getppid(), signal.SIGTERM)
+        serve()
+    """
+    assert run(tmp_path, holds, workers=2) == 0
+    assert (tmp_path / "left").read_text() == "False"
+
+
+def test_one_whose_first_beat_was_not_heard_yet_is_not_killed(tmp_path: Path) -> None:
+    """It serves, and finishes what has begun."""
+    drains = """
+        def finish(*_):
+            place.beat()
+            time.sleep(1.5)
+            Path(f"{os.environ['FOLDER']}/finished").write_text("")
+            sys.exit(0)
+
+        signal.signal(signal.SIGTERM, finish)
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
+    """
+    assert run(tmp_path, drains) == 0
+    assert (tmp_path / "finished").exists()
+
+
 def test_a_worker_that_does_not_stop_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stays = """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
