@@ -49,7 +49,7 @@ LOADTEST_BUNDLES ?= .demo/bundles
 LOADTEST_USERS ?= 8
 LOADTEST_SECONDS ?= 30
 
-.PHONY: help setup demo serve test check bench bench-gpu bench-builder bench-feast bench-peers bench-skewed chaos soak fuzz format loadtest lock clean
+.PHONY: help setup demo serve test coverage check bench bench-gpu bench-builder bench-feast bench-peers bench-skewed chaos soak fuzz format loadtest lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -86,7 +86,11 @@ serve: $(READY) ## serve what `make demo` built on 127.0.0.1:8000 until Ctrl-C
 	@exec $(BIN)/python scripts/serve.py
 
 # Two at a time: many of them wait more than they compute, and one after another takes 20 minutes.
-test: $(READY) ## run the tests and report coverage
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# By itself: to count every line costs half as much again, and the processes under test are slower to start and to stop.
+coverage: $(READY) ## run the tests and report which lines they miss
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
 # The audit ends with 75 where nobody answers for known vulnerabilities, and says so.
