@@ -5,7 +5,7 @@ Where users come from is `UserLookup`'s to know, what is done with a list of the
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from model.identifiers import Id
 from model.ranker import ScoringInput
 from service.active import ActiveModel
 from service.batching.backlog import Backlog
+from service.batching.compute_thread import ComputeThread
 from service.batching.prepare import ScoringJob
 from service.errors import StoreError
 from service.metrics import Metrics
@@ -44,13 +45,13 @@ class Scorer:
     """Scores batches of one model each: the steps of a `Batcher`."""
 
     def __init__(
-        self, lookup: UserLookup, store: Store, backlog: Backlog, executor: Executor, metrics: Metrics
+        self, lookup: UserLookup, store: Store, backlog: Backlog, thread: ComputeThread, metrics: Metrics
     ) -> None:
-        """executor: of one thread, which alone writes to resident users' memory."""
+        """thread: it alone writes to resident users' memory."""
         self._lookup = lookup
         self._store = store
         self._backlog = backlog
-        self._executor = executor
+        self._thread = thread
         self._metrics = metrics
 
     async def fetch(self, works: Sequence[ScoringJob]) -> Fetched:
@@ -65,17 +66,16 @@ class Scorer:
     def compute(self, works: Sequence[ScoringJob], fetched: Fetched) -> Awaitable[list[Score]]:
         """One answer per job, in order; the jobs' stages are completed."""
         self._backlog.begun(sum([job.size for job in works]))
-        running = self._executor.submit(self._compute, works, fetched)
-        # When the thread is done with the slots or will never begin, whether or not anybody still waits for it.
-        running.add_done_callback(lambda _: self._lookup.unpin(fetched))
+        # Unpinned when the thread is done with the slots or will never begin, whether or not anybody still waits.
+        running = self._thread.submit(partial(self._compute, works, fetched), partial(self._lookup.unpin, fetched))
         return self._computed(running, works, fetched)
 
     async def _computed(
-        self, running: "Future[list[Score]]", works: Sequence[ScoringJob], fetched: Fetched
+        self, running: asyncio.Future[list[Score]], works: Sequence[ScoringJob], fetched: Fetched
     ) -> list[Score]:
         scored = False
         try:
-            scores = await asyncio.wrap_future(running)
+            scores = await running
             scored = True
         finally:
             self._lookup.let_go(fetched)

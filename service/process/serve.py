@@ -25,6 +25,7 @@ from service.active import Placement, choose
 from service.app import create_app
 from service.batching.backlog import Backlog
 from service.batching.batcher import Batcher
+from service.batching.compute_thread import ComputeThread
 from service.batching.prepare import Limits, ScoringJob
 from service.batching.scorer import Score, Scorer
 from service.breaker import Breaker
@@ -111,16 +112,16 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         # a request of usual size until a large body is read.
         parse_executor = stack.enter_context(ThreadPoolExecutor(1, "parse"))
         encode_executor = stack.enter_context(ThreadPoolExecutor(1, "encode"))
-        compute_executor = stack.enter_context(ThreadPoolExecutor(1, "compute"))
+        compute_thread = stack.enter_context(ComputeThread(asyncio.get_running_loop()))
         user_cache = UserCache(settings.user_cache_mb << 20, settings.user_cache_max_age_s, metrics)
         backlog = Backlog(settings.max_waiting_candidates, settings.max_batch_candidates, metrics)
-        scorer = Scorer(UserLookup(store, user_cache, metrics), store, backlog, compute_executor, metrics)
+        scorer = Scorer(UserLookup(store, user_cache, metrics), store, backlog, compute_thread, metrics)
         follower = ModelFollower(
             # A signal that comes while the store is asked must end it, whatever redis-py awaits. Not in a variable:
             # this frame lives as long as the process, and so would the first model.
             await await_or_end(choose(store, settings.bundles_dir, settings.model_id, placement)),
             store=store,
-            compute_executor=compute_executor,
+            compute_thread=compute_thread,
             bundles_dir=settings.bundles_dir,
             placement=placement,
             metrics=metrics,

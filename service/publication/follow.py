@@ -9,7 +9,6 @@ import os
 import secrets
 import socket
 import time
-from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from service.active import (
     find_manifest,
     open_bundle,
 )
+from service.batching.compute_thread import ComputeThread
 from service.errors import PublicationError, StoreError
 from service.metrics import Metrics
 from service.publication.sample import SAMPLE_USERS, check_records
@@ -55,18 +55,18 @@ class ModelFollower:
         store: Store,
         bundles_dir: Path,
         placement: Placement,
-        compute_executor: Executor,
+        compute_thread: ComputeThread,
         metrics: Metrics,
         user_cache: UserCache,
         poll_s: float,
     ) -> None:
-        """compute_executor: on which batches are scored; a new model is warmed up between two of them."""
+        """compute_thread: on which batches are scored; a new model is warmed up between two of them."""
         self.current = model
         self.ready = False  # warm
         self._store = store
         self._bundles_dir = bundles_dir
         self._placement = placement
-        self._compute_executor = compute_executor
+        self._compute_thread = compute_thread
         self._metrics = metrics
         self._user_cache = user_cache
         self._poll_s = poll_s
@@ -103,7 +103,7 @@ class ModelFollower:
     async def _warm_up(self, bundle: Bundle) -> None:
         await in_daemon_thread(make_ready, bundle)
         for forward in forwards(bundle):
-            await asyncio.get_running_loop().run_in_executor(self._compute_executor, forward)
+            await self._compute_thread.submit(forward)
 
     async def poll(self) -> None:
         """Ask once what is published, and swap to it if it is new and can be served."""

@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from model.identifiers import Id
 from service.active import ActiveModel
 from service.batching.backlog import Backlog
 from service.batching.batcher import Batcher
+from service.batching.compute_thread import ComputeThread
 from service.batching.prepare import ScoringJob
 from service.batching.scorer import Score, Scorer
 from service.metrics import Metrics
@@ -195,7 +195,7 @@ class Pipeline:
 
     batcher: Batcher[ScoringJob, Fetched, Score]
     users: UserCache
-    executor: ThreadPoolExecutor
+    thread: ComputeThread
     registry: CollectorRegistry
 
     def count(self, name: str) -> float:
@@ -208,12 +208,12 @@ async def pipeline(cache: Cache, slots: int = SLOTS) -> AsyncIterator[Pipeline]:
     metrics = Metrics(registry)
     store = Store(cache.url, cache.prefix, timeout_s=5)
     users = UserCache(slots * TableShape.of(cache.bundle).slot_bytes, 0.05, metrics)
-    with ThreadPoolExecutor(1) as executor:
-        scorer = Scorer(UserLookup(store, users, metrics), store, Backlog(100_000, 40, metrics), executor, metrics)
+    with ComputeThread(asyncio.get_running_loop()) as thread:
+        scorer = Scorer(UserLookup(store, users, metrics), store, Backlog(100_000, 40, metrics), thread, metrics)
         batcher = Batcher(scorer, max_works=8, max_size=40)
         running = asyncio.create_task(batcher.run())
         try:
-            yield Pipeline(batcher, users, executor, registry)
+            yield Pipeline(batcher, users, thread, registry)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -262,7 +262,7 @@ async def test_a_user_whom_two_batches_want_is_read_once(own_cache: Cache, slots
     async with pipeline(own_cache, slots) as service:
         service.users.activate(model)
         thread_free = threading.Event()
-        service.executor.submit(thread_free.wait)
+        service.thread.submit(thread_free.wait)
         first = [asyncio.create_task(service.batcher.submit(job_of(model, USER, 0)))]
         while not reads(own_cache):
             await asyncio.sleep(0.01)
