@@ -31,6 +31,7 @@ from service.metrics import Metrics
 from service.publication.follow import ModelFollower
 from service.publication.health import Health
 from service.store import Store
+from service.tally import Tally
 from service.tasks import end_tasks
 from service.users.lookup import Fetched
 
@@ -47,18 +48,20 @@ def create_app(
     parse_executor: Executor,
     encode_executor: Executor,
     metrics: Metrics,
+    tally: Tally,
     limits: ScoringLimits,
     health: Health,
     keys: KeyRing | None,
 ) -> ASGIApp:
-    """The application. Its lifespan runs the follower, the batcher and the reading of keys; closing what was passed in
-    is the caller's. keys: None lets everybody in."""
+    """The application. Its lifespan runs the follower, the batcher, the counting and the reading of keys; closing what
+    was passed in is the caller's. keys: None lets everybody in."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks = [
             asyncio.create_task(follower.run(), name="follower"),
             asyncio.create_task(batcher.run(), name="batcher"),
+            asyncio.create_task(tally.run(), name="tally"),
         ]
         if keys is not None:
             tasks.append(asyncio.create_task(keys.run(), name="reader of API keys"))
@@ -79,9 +82,9 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,
     )
-    scoring = Scoring(follower, batcher, backlog, body_memory, parse_executor, encode_executor, metrics, limits)
+    scoring = Scoring(follower, batcher, backlog, body_memory, parse_executor, encode_executor, tally, limits)
     routes, protocol = ScoreRoutes(scoring), InferenceProtocol(scoring, follower, health, app.version)
-    routers = [routes.router(), protocol.router(), Information(follower, store, metrics, health).router()]
+    routers = [routes.router(), protocol.router(), Information(follower, store, metrics, tally, health).router()]
     for router in routers:
         app.include_router(router)
     _add_documentation(app, with_keys=keys is not None)
@@ -91,8 +94,8 @@ def create_app(
         # The routers' own routes first: FastAPI may hide them behind what it makes of a router.
         every_route = [*chain.from_iterable(router.routes for router in routers), *app.routes]
         app.add_middleware(Guard, access=access, routes=every_route)
-    app.add_middleware(Observe, metrics=metrics)  # around the guard: whoever is refused is counted too
-    return Direct(app, [*routes.hot(), *protocol.hot()], metrics, access)
+    app.add_middleware(Observe, tally=tally)  # around the guard: whoever is refused is counted too
+    return Direct(app, [*routes.hot(), *protocol.hot()], tally, access)
 
 
 def _add_documentation(app: FastAPI, *, with_keys: bool) -> None:

@@ -152,25 +152,6 @@ class Metrics:
             multiprocess_mode="livemin",
         )
         self.api_key_expiry_seconds.set(math.inf)
-        # Labels are looked up once: by name, and under a lock, ten of them took 20 µs of every request.
-        self.seconds_of_stage = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
-        self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._of_origin: dict[str, Counter] = {}
-
-    def count_request(self, route: str, status: int, seconds: float) -> None:
-        """One answer, or none: a route and a status are few."""
-        key = (route, status)
-        if key not in self._of_route:
-            self._of_route[key] = self.requests.labels(route, status), self.request_seconds.labels(route)
-        requests, request_seconds = self._of_route[key]
-        requests.inc()
-        request_seconds.observe(seconds)
-
-    def count_user(self, origin: str) -> None:
-        """One scored user."""
-        if origin not in self._of_origin:
-            self._of_origin[origin] = self.users.labels(origin)
-        self._of_origin[origin].inc()
 
     def show_breaker(self, is_open: bool) -> None:
         """The store's circuit has opened or closed."""

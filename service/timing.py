@@ -7,7 +7,7 @@ request waited for, not its share of the work.
 import time
 from collections.abc import Iterable
 
-from service.metrics import STAGES, Metrics
+from service.metrics import STAGES
 
 _SERVER_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
 
@@ -28,10 +28,6 @@ class Stages:
     def update(self, other: "Stages") -> None:
         for stage, seconds in other.seconds.items():
             self.add(stage, seconds)
-
-    def observe(self, metrics: Metrics) -> None:
-        for stage, seconds in self.seconds.items():
-            metrics.seconds_of_stage[stage].observe(seconds)
 
     def server_timing(self) -> str:
         """The value of a `Server-Timing` header, in milliseconds."""

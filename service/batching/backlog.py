@@ -30,11 +30,10 @@ ENOUGH = 3.0  # batches of one size, before anybody is refused for what they too
 class Backlog:
     """What has come and is not answered."""
 
-    def __init__(self, most: int, batch: int, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, most: int, batch: int, clock: Callable[[], float] = time.monotonic) -> None:
         """most: candidates that may wait. batch: most candidates of a batch, at least 1."""
         self._most = most
         self._batch = batch
-        self._metrics = metrics
         self._clock = clock
         self._waiting = 0
         self._computing = 0  # some of them may have left: they are in nobody's way only when the batch is done
@@ -63,14 +62,15 @@ class Backlog:
         if not self._ahead:
             self._busy_since = self._clock()
         self._waiting += candidates
-        self._metrics.waiting_candidates.set(self._waiting)
 
     def leave(self, candidates: int) -> None:
         """It is answered, or nobody waits for it any more."""
         self._waiting -= candidates
-        self._metrics.waiting_candidates.set(self._waiting)
-        if not self._waiting:
-            self._metrics.expected_wait_seconds.set(0)
+
+    def show(self, metrics: Metrics) -> None:
+        """Set the gauges."""
+        metrics.waiting_candidates.set(self._waiting)
+        metrics.expected_wait_seconds.set((self._pace.seconds(self._waiting) if self._waiting else None) or 0)
 
     def begun(self, candidates: int) -> None:
         """The computing of a batch of so many has begun."""
@@ -83,7 +83,6 @@ class Backlog:
             self._pace.learn(now - self._busy_since, self._computing)
         self._computing = 0
         self._busy_since = now
-        self._metrics.expected_wait_seconds.set(self._pace.seconds(self._waiting) or 0)
 
     @property
     def _ahead(self) -> int:

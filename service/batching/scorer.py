@@ -21,8 +21,8 @@ from service.batching.backlog import Backlog
 from service.batching.compute_thread import ComputeThread
 from service.batching.prepare import ScoringJob
 from service.errors import StoreError
-from service.metrics import Metrics
 from service.store import Store
+from service.tally import Tally
 from service.users.lookup import Fetched, Found, UserLookup
 from service.users.state import Origin, User, from_rows, from_stored
 
@@ -44,15 +44,13 @@ class Score(NamedTuple):
 class Scorer:
     """Scores batches of one model each: the steps of a `Batcher`."""
 
-    def __init__(
-        self, lookup: UserLookup, store: Store, backlog: Backlog, thread: ComputeThread, metrics: Metrics
-    ) -> None:
+    def __init__(self, lookup: UserLookup, store: Store, backlog: Backlog, thread: ComputeThread, tally: Tally) -> None:
         """thread: it alone writes to resident users' memory."""
         self._lookup = lookup
         self._store = store
         self._backlog = backlog
         self._thread = thread
-        self._metrics = metrics
+        self._tally = tally
 
     async def fetch(self, works: Sequence[ScoringJob]) -> Fetched:
         """Everything that the jobs' users need, each user once. All jobs are of one model."""
@@ -80,7 +78,7 @@ class Scorer:
         finally:
             self._lookup.let_go(fetched)
             self._backlog.done(scored=scored)
-        self._metrics.batch_requests.observe(len(works))
+        self._tally.computed(len(works))
         for job in works:
             job.stages.update(fetched.stages)
         return scores

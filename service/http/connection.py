@@ -31,7 +31,7 @@ from service.http.body import REFUSED
 from service.http.observe import NO_ROUTE, RequestIds, given_id
 from service.http.problems import service_problem
 from service.http.seats import Seat, Seats
-from service.metrics import Metrics
+from service.tally import Tally
 
 PROBES = frozenset({b"/livez", b"/readyz", b"/metrics", b"/v2/health/live", b"/v2/health/ready"})
 LINGER_S = 1.0  # read on after a refusal: the kernel resets a connection with unread bytes, and the answer is lost
@@ -68,14 +68,14 @@ class Connection(HttpToolsProtocol):
         *,
         limits: ConnectionLimits,
         seats: Seats,
-        metrics: Metrics,
+        tally: Tally,
         request_ids: RequestIds,
         **uvicorns: Any,
     ) -> None:
         super().__init__(**uvicorns)
         self._limits = limits
         self._seats = seats
-        self._metrics = metrics
+        self._tally = tally
         self._request_ids = request_ids
         self._part: _Part | None = None  # None: between two requests
         # Bytes of the request that are not its body: head, chunk sizes, trailers. A request that shares a read with
@@ -86,6 +86,8 @@ class Connection(HttpToolsProtocol):
         self._refused = False  # nothing is read any more
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._idle_since: float | None = None  # by the loop's clock; None while something is asked or answered
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -104,6 +106,8 @@ class Connection(HttpToolsProtocol):
             self._answered.disconnected = True
             self._answered.message_event.set()
         self._end_wait()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         self.resume_writing()
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -112,7 +116,7 @@ class Connection(HttpToolsProtocol):
         """In place of uvicorn's, which logs a line for every malformed request: callers could fill the disk."""
         if self._refused:
             return
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         self._overhead += len(data)
         if self._part is None:
             self._part = _Part.HEAD
@@ -175,9 +179,7 @@ class Connection(HttpToolsProtocol):
         self._overhead = 0
         self._end_wait()
         if self.cycle.response_complete:  # before its body was: uvicorn's wait for the next one ended with the read
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._idle()
 
     def _as_plain_http(self) -> bytes:
         """The head just read as one that asks for no other protocol, for a new parser.
@@ -229,14 +231,33 @@ class Connection(HttpToolsProtocol):
         found = f"the {self._part.value} was not complete after {self._timeout_s:g} s"
         self._refuse(RequestTimeout(f"{found}: send it at once"))
 
-    def timeout_keep_alive_handler(self) -> None:
-        if self.transport.get_write_buffer_size():  # close() would wait for a caller who does not take his answer
+    def _idle(self) -> None:
+        """From now on it may be idle for so long. One timer per connection: uvicorn's two per request took 15 µs."""
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        self._idle_timer = None
+        if self._idle_since is None:
+            return  # whatever is asked begins it again when it is answered
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._idle_timer = self.loop.call_later(left_s, self._end_if_idle)
+        elif self.transport.get_write_buffer_size():  # close() would wait for a caller who does not take his answer
             self.transport.abort()
         else:
-            super().timeout_keep_alive_handler()
+            self.transport.close()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """In place of uvicorn's, for its timers."""
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self._idle()
         if self.transport.is_closing() or self._refused:
             self._end_wait()
             self._read_timer = self.loop.call_later(
@@ -288,7 +309,7 @@ class Connection(HttpToolsProtocol):
         ]
         lines = [b"%b: %b\r\n" % header for header in headers]
         self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", response.body]))
-        self._metrics.count_request(NO_ROUTE, error.status, 0.0)
+        self._tally.answered(NO_ROUTE, error.status, 0.0)
 
     def _too_large(self) -> RequestHeaderTooLarge:
         most = f"at most {self._limits.max_header_bytes} bytes and {MAX_HEADERS} headers are taken"
@@ -301,6 +322,6 @@ class Connection(HttpToolsProtocol):
 _MALFORMED = "what came is not a request of HTTP/1.1: correct the client, or what is between"
 
 
-def connections(limits: ConnectionLimits, seats: Seats, metrics: Metrics) -> Callable[..., Connection]:
+def connections(limits: ConnectionLimits, seats: Seats, tally: Tally) -> Callable[..., Connection]:
     """What uvicorn makes a connection with."""
-    return partial(Connection, limits=limits, seats=seats, metrics=metrics, request_ids=RequestIds())
+    return partial(Connection, limits=limits, seats=seats, tally=tally, request_ids=RequestIds())

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.access.who_may import Access, who_may
 from service.http import problems
 from service.http.observe import Observe
-from service.metrics import Metrics
+from service.tally import Tally
 
 
 class HotRoute(NamedTuple):
@@ -30,9 +30,9 @@ class HotRoute(NamedTuple):
 class Direct:
     """ASGI: the handlers of `routes`, and `app` for everything else."""
 
-    def __init__(self, app: ASGIApp, routes: Iterable[HotRoute], metrics: Metrics, access: Access) -> None:
+    def __init__(self, app: ASGIApp, routes: Iterable[HotRoute], tally: Tally, access: Access) -> None:
         self._app = app
-        self._observed = {each.path: Observe(_Endpoint(each, access), metrics) for each in routes}
+        self._observed = {each.path: Observe(_Endpoint(each, access), tally) for each in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app: ASGIApp = self._app

@@ -15,7 +15,7 @@ from service.errors import TooManyConnections
 from service.http.connection import Connection, ConnectionLimits
 from service.http.observe import NO_ROUTE
 from service.http.seats import Seat, Seats
-from service.metrics import Metrics
+from service.tally import Tally
 
 # uvloop's own is 30 s. A caller who keeps his connection for another request answers its end only then: one idle caller
 # would hold up a service that stops, for all of its grace.
@@ -34,18 +34,18 @@ class Handshake(asyncio.Protocol):
         context: ssl.SSLContext,
         limits: ConnectionLimits,
         seats: Seats,
-        metrics: Metrics,
+        tally: Tally,
     ) -> None:
         self._connection = connection
         self._context = context
         self._limits = limits
         self._seats = seats
-        self._metrics = metrics
+        self._tally = tally
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         seat = self._seats.of(len(self._connection.connections) + 1)
         if seat is Seat.NONE:
-            self._metrics.count_request(NO_ROUTE, TooManyConnections.status, 0.0)
+            self._tally.answered(NO_ROUTE, TooManyConnections.status, 0.0)
             transport.abort()
             return
         self._transport = transport
@@ -85,7 +85,7 @@ def over_tls(
     context: ssl.SSLContext,
     limits: ConnectionLimits,
     seats: Seats,
-    metrics: Metrics,
+    tally: Tally,
 ) -> Callable[..., Handshake]:
     """What uvicorn makes a connection with, where it has to speak TLS. make: a connection without."""
-    return lambda **uvicorns: Handshake(make(**uvicorns), context, limits, seats, metrics)
+    return lambda **uvicorns: Handshake(make(**uvicorns), context, limits, seats, tally)

@@ -21,6 +21,7 @@ from service.publication.health import Health
 from service.publication.readiness import readiness
 from service.schemas import LiveResponse, ModelResponse, ReadyResponse, UserResponse
 from service.store import Store
+from service.tally import Tally
 from service.users.lookup import decode_record
 
 USERS = "/v1/users/"
@@ -29,10 +30,11 @@ USERS = "/v1/users/"
 class Information:
     """The routes that score nothing."""
 
-    def __init__(self, follower: ModelFollower, store: Store, metrics: Metrics, health: Health) -> None:
+    def __init__(self, follower: ModelFollower, store: Store, metrics: Metrics, tally: Tally, health: Health) -> None:
         self._follower = follower
         self._store = store
         self._metrics = metrics
+        self._tally = tally
         self._health = health
 
     def router(self) -> APIRouter:
@@ -123,6 +125,7 @@ class Information:
         return _json(answer, 200 if status == "ready" else 503)
 
     async def metrics(self) -> Response:
+        self._tally.settle()
         self._metrics.store_up.set(self._store.trouble is None)
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.failure import describe
 from service.http.problems import internal_error
-from service.metrics import Metrics
+from service.tally import Tally
 
 logger = logging.getLogger(__name__)
 REQUEST_ID = re.compile(rb"[0-9A-Za-z._:/+=@-]{1,128}")  # anything else could forge a line of the log
@@ -26,9 +26,9 @@ NO_ROUTE = "none"  # one label for all paths that are not ours: a scanner must n
 class Observe:
     """ASGI middleware: `x-request-id` in and out, request metrics, and a plain 500 for an unexpected exception."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, tally: Tally) -> None:
         self._app = app
-        self._metrics = metrics
+        self._tally = tally
         self._ids = RequestIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +57,7 @@ class Observe:
                 raise AnswerCutShort(failed) from None
             await internal_error(Request(scope))(scope, receive, send_and_note)
         finally:
-            self._metrics.count_request(_route(scope), status or CANCELLED, time.perf_counter() - started)
+            self._tally.answered(_route(scope), status or CANCELLED, time.perf_counter() - started)
 
 
 class AnswerCutShort(Exception):

@@ -18,9 +18,9 @@ from service.batching.scorer import Score
 from service.http.body import INLINE_BYTES, JSON_ONLY, Size, declared, read_body
 from service.http.body_memory import BodyMemory
 from service.http.call import Call
-from service.metrics import Metrics
 from service.publication.follow import ModelFollower
 from service.schemas import MAX_COLUMNS
+from service.tally import Tally
 from service.timing import slowest
 from service.users.lookup import Fetched
 
@@ -70,7 +70,7 @@ class Scoring:
         body_memory: BodyMemory,
         parse_executor: Executor,
         encode_executor: Executor,
-        metrics: Metrics,
+        tally: Tally,
         limits: ScoringLimits,
     ) -> None:
         self._follower = follower
@@ -79,7 +79,7 @@ class Scoring:
         self._body_memory = body_memory
         self._parse_executor = parse_executor
         self._encode_executor = encode_executor
-        self._metrics = metrics
+        self._tally = tally
         self._limits = limits
 
     async def read(
@@ -115,7 +115,7 @@ class Scoring:
             self._backlog.leave(candidates)
         call.stages.update(jobs[0].stages if len(jobs) == 1 else slowest([job.stages for job in jobs]))
         for job, score in zip(jobs, scores, strict=True):
-            self._count(job, score)
+            self._tally.scored(score.origin, job.size, score.unknown_candidates, score.degraded)
         asked = [checked.request for checked in requests]
         return [Scored(*answered) for answered in zip(asked, jobs, scores, strict=True)]
 
@@ -141,20 +141,12 @@ class Scoring:
             return _prepare_all(requests, deadline)
         return await _on(self._encode_executor, _prepare_all, requests, deadline)
 
-    def _count(self, job: ScoringJob, score: Score) -> None:
-        self._metrics.count_user(score.origin)
-        self._metrics.candidates.inc(job.size)
-        if score.unknown_candidates:
-            self._metrics.unknown_candidates.inc(score.unknown_candidates)
-        for reason in score.degraded:
-            self._metrics.degraded.labels(reason).inc()
-
     def respond(self, call: Call, write: Callable[[], Response]) -> Response:
-        """The response that `write` makes, with the time of each stage; the metrics get them too."""
+        """The response that `write` makes, with the time of each stage, which is noted for the metrics."""
         stages = call.stages
         with stages.measure("serialize"):
             response = write()
-        stages.observe(self._metrics)
+        self._tally.timed(stages.seconds)
         response.raw_headers.append((b"server-timing", stages.server_timing().encode()))
         return response
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ from service.publication.follow import ModelFollower
 from service.publication.health import Health
 from service.settings import Settings
 from service.store import Store
+from service.tally import Tally
 from service.tasks import await_or_end
 from service.users.cache import UserCache
 from service.users.lookup import Fetched, UserLookup
@@ -104,6 +106,8 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         # Before the minutes that a large model takes: who may ask, and how.
         tls = server_context(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
         metrics, health = Metrics(registry), Health()
+        tally = Tally(metrics)
+        stack.callback(tally.settle)  # of several workers the counts outlive this one
         keys = _keys(settings, metrics)
         store = _store(settings, metrics)
         stack.push_async_callback(store.close)
@@ -114,8 +118,9 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
         encode_executor = stack.enter_context(ThreadPoolExecutor(1, "encode"))
         compute_thread = stack.enter_context(ComputeThread(asyncio.get_running_loop()))
         user_cache = UserCache(settings.user_cache_mb << 20, settings.user_cache_max_age_s, metrics)
-        backlog = Backlog(settings.max_waiting_candidates, settings.max_batch_candidates, metrics)
-        scorer = Scorer(UserLookup(store, user_cache, metrics), store, backlog, compute_thread, metrics)
+        backlog = Backlog(settings.max_waiting_candidates, settings.max_batch_candidates)
+        tally.show(partial(backlog.show, metrics))
+        scorer = Scorer(UserLookup(store, user_cache, metrics), store, backlog, compute_thread, tally)
         follower = ModelFollower(
             # A signal that comes while the store is asked must end it, whatever redis-py awaits. Not in a variable:
             # this frame lives as long as the process, and so would the first model.
@@ -137,12 +142,13 @@ async def compose(settings: Settings, registry: CollectorRegistry) -> AsyncItera
             parse_executor=parse_executor,
             encode_executor=encode_executor,
             metrics=metrics,
+            tally=tally,
             limits=_limits(settings),
             health=health,
             keys=keys,
         )
         yield Server(
-            _uvicorn_config(settings, app, _protocol(_connection_limits(settings, most_connections), metrics, tls)),
+            _uvicorn_config(settings, app, _protocol(_connection_limits(settings, most_connections), tally, tls)),
             scheme="http" if tls is None else "https",
             follower=follower,
             metrics=metrics,
@@ -174,11 +180,11 @@ def _keys(settings: Settings, metrics: Metrics) -> KeyRing | None:
     return KeyRing(settings.api_keys_file, None if variable is None else variable.get_secret_value(), metrics)
 
 
-def _protocol(limits: ConnectionLimits, metrics: Metrics, tls: ssl.SSLContext | None) -> Callable[..., Any]:
+def _protocol(limits: ConnectionLimits, tally: Tally, tls: ssl.SSLContext | None) -> Callable[..., Any]:
     """What each connection is made with."""
     seats = Seats(limits.max_connections)
-    plain = connections(limits, seats, metrics)
-    return plain if tls is None else over_tls(plain, tls, limits, seats, metrics)
+    plain = connections(limits, seats, tally)
+    return plain if tls is None else over_tls(plain, tls, limits, seats, tally)
 
 
 def _uvicorn_config(settings: Settings, app: ASGIApp, protocol: Callable[..., Any]) -> uvicorn.Config:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from service.access.api_keys import ApiKey, Role, digest_of, new_key
 from service.http.observe import Observe
 from service.metrics import Metrics
+from service.tally import Tally
 from tests.conftest import free_port
 from tests.service.cache import Cache
 from tests.service.test_main import process_of, wait_for_status
@@ -127,7 +128,7 @@ def failing(fail: Any) -> Iterator[httpx.AsyncClient]:
         fail(BEHAVIOUR)
 
     app.add_api_route("/v1/users/{user_id}", user)
-    app.add_middleware(Observe, metrics=Metrics(CollectorRegistry()))
+    app.add_middleware(Observe, tally=Tally(Metrics(CollectorRegistry())))
     yield httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 

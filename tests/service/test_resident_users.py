@@ -27,6 +27,7 @@ from service.batching.prepare import ScoringJob
 from service.batching.scorer import Score, Scorer
 from service.metrics import Metrics
 from service.store import Store
+from service.tally import Tally
 from service.users.cache import UserCache
 from service.users.lookup import Fetched, UserLookup
 from service.users.state import Recent, StoredUser
@@ -209,7 +210,7 @@ async def pipeline(cache: Cache, slots: int = SLOTS) -> AsyncIterator[Pipeline]:
     store = Store(cache.url, cache.prefix, timeout_s=5)
     users = UserCache(slots * TableShape.of(cache.bundle).slot_bytes, 0.05, metrics)
     with ComputeThread(asyncio.get_running_loop()) as thread:
-        scorer = Scorer(UserLookup(store, users, metrics), store, Backlog(100_000, 40, metrics), thread, metrics)
+        scorer = Scorer(UserLookup(store, users, metrics), store, Backlog(100_000, 40), thread, Tally(metrics))
         batcher = Batcher(scorer, max_works=8, max_size=40)
         running = asyncio.create_task(batcher.run())
         try:
