@@ -109,30 +109,32 @@ class Catalogue:
         """
         arrays = [part if isinstance(part, np.ndarray) else self.items.integers(part) for part in parts]
         if len(arrays) == 1:
-            items = self._encode_integers(arrays[0])
-            return [items], [items.unknown]
+            items, unknown = self._encode_integers(arrays[0])
+            return [items], [unknown]
         sizes = [len(array) for array in arrays]
-        together = self._encode_integers(np.concatenate(arrays))
-        found = [Items(*part) for part in zip(*(torch.split(each, sizes) for each in together), strict=True)]
-        return found, [items.unknown for items in found] if together.unknown else [0] * len(found)
+        together, unknown = self._encode_integers(np.concatenate(arrays))
+        found = [Items(*part) for part in zip(*(each.split_with_sizes(sizes) for each in together), strict=True)]
+        return found, [items.unknown for items in found] if unknown else [0] * len(found)
 
     def _encode_ids(self, ids: Sequence[Id] | Int64s) -> Items:
         if isinstance(ids, np.ndarray):
             if self.item_kind != "int":
                 raise ValueError("found an array of integers, wanted strings: send them as that type")
-            return self._encode_integers(ids)
+            return self._encode_integers(ids)[0]
         if self.item_kind == "int":
-            return self._encode_integers(self.items.integers(ids))
+            return self._encode_integers(self.items.integers(ids))[0]
         return self.items_of(*self.items.encode(ids))
 
-    def _encode_integers(self, ids: Int64s) -> Items:
+    def _encode_integers(self, ids: Int64s) -> tuple[Items, int]:
+        """And how many of them are unknown."""
         if load() is None:
-            return self.items_of(*self.items.encode_integers(ids))
+            items = self.items_of(*self.items.encode_integers(ids))
+            return items, items.unknown
         rows, codes, hashes, unknown = self._encoder(ids)
         if unknown:  # their hashes are of their own ids
             places = np.flatnonzero(rows.numpy() == UNKNOWN)
             hashes[places, 0] = torch.from_numpy(hash_integers(ids[places], self.items.seed))
-        return Items(rows, codes, hashes)
+        return Items(rows, codes, hashes), unknown
 
     @cached_property
     def _encoder(self) -> Encoder:

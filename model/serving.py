@@ -71,7 +71,7 @@ class ServingRanker:
         inputs_Nf = torch.empty(sum(sizes), self.columns, device=self._vectors_Id.device)
         self._fill(requests, sizes, inputs_Nf)
         sides_UF = [torch.cat([request.user_codes, request.context_codes]) for request in requests]
-        return list(torch.split(self._mlp(inputs_Nf, sides_UF, sizes), sizes))
+        return list(self._mlp(inputs_Nf, sides_UF, sizes).split_with_sizes(sizes))
 
     def score(self, request: ScoringInput) -> Tensor:
         """Logits float32 [B] of one request's candidates."""
@@ -105,7 +105,7 @@ class ServingRanker:
     def _fill(self, requests: Sequence[ScoringInput], sizes: Sequence[int], inputs_Nf: Tensor) -> None:
         """The columns of the first product: those of `Ranker._mlp_input` without the side features."""
         if inputs_Nf.is_cpu and kernels.available():
-            for request, rows_Bf in zip(requests, torch.split(inputs_Nf, list(sizes)), strict=True):
+            for request, rows_Bf in zip(requests, inputs_Nf.split_with_sizes(list(sizes)), strict=True):
                 self._fill_natively(request, rows_Bf)
         else:
             self._fill_in_steps(requests, sizes, inputs_Nf)
@@ -147,7 +147,7 @@ class ServingRanker:
             free_Nf = free_Nf[:, 2 * width :]
         if self.config.match:
             cells = self.config.sketch_cells
-            for request, rows_Bf in zip(requests, torch.split(free_Nf, list(sizes)), strict=True):
+            for request, rows_Bf in zip(requests, free_Nf.split_with_sizes(list(sizes)), strict=True):
                 rows_Bf.copy_(
                     match_request(request.candidates.hashes, request.short.hashes, request.state.sketch_M, cells)
                 )
@@ -190,7 +190,7 @@ def _attend(
         keys_URd, values_URd = (pad_sequence(list(rows), batch_first=True) for rows in (keys, values))
         interest_Nd.copy_(fused_absorbed(targets_Nd, ends, keys_URd, values_URd, scorer, longest=max(sizes)))
     else:
-        parts = (torch.split(tensor, list(sizes)) for tensor in (targets_Nd, interest_Nd))
+        parts = (tensor.split_with_sizes(list(sizes)) for tensor in (targets_Nd, interest_Nd))
         for keys_Sd, values_Sd, targets_Bd, interest_Bd in zip(keys, values, *parts, strict=True):
             scorer.attend_one(targets_Bd, keys_Sd, values_Sd, interest_Bd)
     torch.mul(targets_Nd, interest_Nd, out=free_Nf[:, width : 2 * width])

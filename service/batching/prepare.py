@@ -137,8 +137,10 @@ def _mistakes(request: Asked, model: ActiveModel, limits: Limits) -> Iterator[tu
     bundle = model.bundle
     yield from user_mistakes(request.user_id, model)
     yield from _list_mistakes("/candidates", request.candidates, bundle.item_kind, limits.max_candidates)
-    yield from _list_mistakes("/recent_items", request.recent_items, bundle.item_kind, limits.max_history)
-    yield from _list_mistakes("/history", request.history or [], bundle.item_kind, limits.max_history)
+    if request.recent_items:
+        yield from _list_mistakes("/recent_items", request.recent_items, bundle.item_kind, limits.max_history)
+    if request.history:
+        yield from _list_mistakes("/history", request.history, bundle.item_kind, limits.max_history)
 
 
 def user_mistakes(user_id: Id, model: ActiveModel) -> Iterator[tuple[str, str]]:
