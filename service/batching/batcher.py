@@ -1,7 +1,9 @@
-"""Requests gathered into batches, in two steps: while one batch is computed, the next one gathers and is fetched.
+"""Requests gathered into batches, in two steps: while one batch is computed, the next one is fetched, and grows.
 
-No timer ever holds a request back. It knows neither users nor models: it is given the two steps for a list of works,
-and takes them in tasks of its own, so that a client who gives up never cancels a read that others share.
+No timer ever holds a request back. What comes while a batch waits to be computed is fetched by itself and put to it, as
+long as both fit into one: callers who get their answers together ask again one after the other, and the first of them
+would make a batch alone. It knows neither users nor models: it is given the two steps for a list of works, and takes
+them in tasks of its own, so that a client who gives up never cancels a read that others share.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from service.tasks import end_tasks
 
@@ -42,10 +44,13 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Steps(Protocol[W_contra, F, R_co]):
-    """What is done to a batch. Whatever `fetch` returned ends in `compute` or `discard`, once."""
+    """What is done to a batch. Whatever `fetch` returned ends in `merge` (`more`), `compute` or `discard`, once."""
 
     async def fetch(self, works: Sequence[W_contra]) -> F:
         """Get what the works need from elsewhere."""
+
+    def merge(self, fetched: F, more: F) -> None:
+        """Add what was fetched for other works of the same group."""
 
     def join(self, work: W_contra, fetched: F) -> bool:
         """Let a work into a batch that is fetched already; False if something would have to be fetched for it."""
@@ -89,6 +94,10 @@ class _Batch(Generic[W, R]):
         self.size = sum(one.size for one in waiting)
 
     @property
+    def group(self) -> object:
+        return self.waiting[0].group
+
+    @property
     def works(self) -> list[W]:
         return [one.work for one in self.waiting]
 
@@ -96,9 +105,30 @@ class _Batch(Generic[W, R]):
         self.waiting.append(one)
         self.size += one.size
 
+    def merge(self, other: "_Batch[W, R]") -> None:
+        self.waiting += other.waiting
+        self.size += other.size
+
     def drop_those_who_left(self) -> None:
         self.waiting = [one for one in self.waiting if not one.gone]
         self.size = sum(one.size for one in self.waiting)
+
+
+@dataclass
+class _Room:
+    """What still fits into a batch."""
+
+    group: object
+    works: int
+    size: int
+
+    def take(self, group: object, works: int, size: int) -> bool:
+        """Take so much of it; False, and nothing, if it does not fit."""
+        if group is not self.group or works > self.works or size > self.size:
+            return False
+        self.works -= works
+        self.size -= size
+        return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +137,17 @@ class _Fetched(Generic[F]):
 
 
 _Answers = list[tuple[_Waiting[W, R], R]]
-_Next = tuple[_Batch[W, R], _Fetched[F] | Exception]
+
+
+class _Ready(NamedTuple, Generic[W, R, F]):
+    """A batch that waits to be computed."""
+
+    batch: _Batch[W, R]
+    fetched: _Fetched[F] | Exception
 
 
 class Batcher(Generic[W, F, R]):
-    """`submit` from any number of tasks, `run` in one. At most one batch is in each step."""
+    """`submit` from any number of tasks, `run` in one. At most one batch is in each step, and one waits in between."""
 
     def __init__(self, steps: Steps[W, F, R], *, max_works: int, max_size: int) -> None:
         """steps: after an exception in one of them, each work of the batch is tried alone.
@@ -123,6 +159,9 @@ class Batcher(Generic[W, F, R]):
         self._max_size = max_size
         self._queue: deque[_Waiting[W, R]] = deque()
         self._filled = asyncio.Event()
+        self._ready: _Ready[W, R, F] | None = None
+        self._is_ready = asyncio.Event()  # or the gathering has ended
+        self._is_taken = asyncio.Event()
         self._unanswered: set[asyncio.Future[R]] = set()
 
     async def submit(self, work: W) -> R:
@@ -141,49 +180,97 @@ class Batcher(Generic[W, F, R]):
 
     async def run(self) -> None:
         """Fetch and compute batches until cancelled."""
-        following = asyncio.create_task(self._next_fetched(), name="batch-fetch")
+        gathering = asyncio.create_task(self._gather(), name="batch-gather")
         answers: _Answers[W, R] = []
         try:
             while True:
-                if not following.done():
+                if self._ready is None:
                     _give_out(answers)
-                batch, fetched = await following
-                following = asyncio.create_task(self._next_fetched(), name="batch-fetch")
-                answers = await self._compute(batch, fetched, meanwhile=partial(_give_out, answers))
-                del batch, fetched  # an idle service would keep the last batch, and an old model by it
+                    if not gathering.done():
+                        await self._is_ready.wait()
+                if self._ready is None:
+                    gathering.result()  # raises what ended it
+                answers = await self._compute(*self._take_ready(), meanwhile=partial(_give_out, answers))
         finally:
-            await self._end(following)
+            await self._end(gathering)
 
-    async def _end(self, following: asyncio.Task[_Next[W, R, F]]) -> None:
+    async def _end(self, gathering: asyncio.Task[None]) -> None:
         """End what is fetched, give it back, and let nobody wait for ever."""
         for answer in list(self._unanswered):
             answer.cancel()
-        await end_tasks([following])
-        if not following.cancelled() and following.exception() is None:
-            self._discard(following.result()[1])
+        await end_tasks([gathering])
+        if self._ready is not None:
+            self._discard(self._take_ready().fetched)
 
     # ---- which works
 
-    async def _next_fetched(self) -> _Next[W, R, F]:
-        """The next batch, as soon as there is a work, with what was fetched for it."""
-        while True:
-            await self._filled.wait()
-            if batch := self._take():
-                return batch, await self._fetch(batch)
+    async def _gather(self) -> None:
+        """Fetch whatever comes, and let it wait to be computed, as one batch while it fits into one."""
+        try:
+            while True:
+                await self._filled.wait()
+                await self._gather_one()
+        finally:
+            self._is_ready.set()
+
+    async def _gather_one(self) -> None:
+        if batch := self._take():
+            await self._put(_Ready(batch, await self._fetch(batch)))
+
+    async def _put(self, ready: _Ready[W, R, F]) -> None:
+        try:
+            while self._ready is not None:
+                if self._merged(self._ready, ready):
+                    return
+                self._is_taken.clear()
+                await self._is_taken.wait()
+        except BaseException:
+            self._discard(ready.fetched)
+            raise
+        self._ready = ready
+        self._is_ready.set()
+
+    def _take_ready(self) -> _Ready[W, R, F]:
+        ready, self._ready = self._ready, None
+        assert ready is not None
+        self._is_ready.clear()
+        self._is_taken.set()
+        return ready
+
+    def _merged(self, ready: _Ready[W, R, F], more: _Ready[W, R, F]) -> bool:
+        """Whether `more` has become a part of the batch that waits. One that could not be fetched stays by itself."""
+        if isinstance(ready.fetched, Exception) or isinstance(more.fetched, Exception):
+            return False
+        if not self._room(ready.batch).take(more.batch.group, len(more.batch.waiting), more.batch.size):
+            return False
+        self._steps.merge(ready.fetched.value, more.fetched.value)
+        ready.batch.merge(more.batch)
+        return True
 
     def _take(self) -> _Batch[W, R] | None:
-        """The longest head of the queue that is one batch, without the works that nobody waits for any more."""
+        """The longest head of the queue that is one batch, without the works that nobody waits for any more.
+
+        Together with the batch that waits, if its first work is.
+        """
         head = self._head()
         if head is None:
             return None
         batch = _Batch(self._queue.popleft())
-        while (head := self._head()) is not None and self._fits(batch, head):
+        room = self._room(batch) if self._ready is None else self._room(self._ready.batch)
+        if self._ready is not None and not room.take(batch.group, 1, batch.size):
+            room = self._room(batch)
+        while (head := self._head()) is not None and room.take(head.group, 1, head.size):
             batch.add(self._queue.popleft())
         return batch
 
     def _top_up(self, batch: _Batch[W, R], fetched: F) -> None:
         """Let in what has gathered since the batch was fetched, as long as nothing has to be fetched for it."""
-        while (head := self._head()) is not None and self._fits(batch, head) and self._steps.join(head.work, fetched):
+        room = self._room(batch)
+        while (
+            (head := self._head()) is not None
+            and room.take(head.group, 1, head.size)
+            and self._steps.join(head.work, fetched)
+        ):
             batch.add(self._queue.popleft())
 
     def _head(self) -> _Waiting[W, R] | None:
@@ -195,9 +282,8 @@ class Batcher(Generic[W, F, R]):
         self._filled.clear()
         return None
 
-    def _fits(self, batch: _Batch[W, R], one: _Waiting[W, R]) -> bool:
-        same_group = batch.waiting[0].group is one.group
-        return same_group and len(batch.waiting) < self._max_works and batch.size + one.size <= self._max_size
+    def _room(self, batch: _Batch[W, R]) -> _Room:
+        return _Room(batch.group, self._max_works - len(batch.waiting), self._max_size - batch.size)
 
     # ---- the steps; no exception leaves them: it would end the loop, and everybody after would wait for ever
 

@@ -55,7 +55,14 @@ class Scorer:
     async def fetch(self, works: Sequence[ScoringJob]) -> Fetched:
         """Everything that the jobs' users need, each user once. All jobs are of one model."""
         user_ids = list(dict.fromkeys(job.user_id for job in works if job.user is None))
-        return await self._lookup.fetch(works[0].model, user_ids)
+        fetched = await self._lookup.fetch(works[0].model, user_ids)
+        for job in works:
+            job.stages.update(fetched.reading)
+        return fetched
+
+    def merge(self, fetched: Fetched, more: Fetched) -> None:
+        """Add what was fetched for other jobs of the same model."""
+        self._lookup.merge(fetched, more)
 
     def join(self, work: ScoringJob, fetched: Fetched) -> bool:
         """Whether the job can be scored with the batch, without another read."""

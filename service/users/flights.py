@@ -12,7 +12,7 @@ Everything here runs on the event loop.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,18 @@ class Landed:
 
     payloads: Mapping[Id, Payload]
     flights: Mapping[_Key, _Read]
+
+    def with_more(self, more: "Landed", but_not: Container[Id]) -> "Landed":
+        """This and more of the same model and generation, as one to be released.
+
+        but_not: users whose bytes are of no use any more.
+        """
+        payloads = {**self.payloads, **more.payloads}  # a later read is of the same bytes, or newer ones
+        return Landed(
+            {user_id: got for user_id, got in payloads.items() if user_id not in but_not},
+            # Of two flights of one user the later one: the earlier has been forgotten, or there were no second.
+            {**self.flights, **more.flights},
+        )
 
 
 class Flights:

@@ -44,7 +44,8 @@ class Fetched:
     """What a batch holds until it is scored: pinned slots, and the bytes that were read."""
 
     model: ActiveModel
-    stages: Stages = field(default_factory=Stages)
+    reading: Stages = field(default_factory=Stages)  # of those for whom this was fetched
+    stages: Stages = field(default_factory=Stages)  # what comes after, of the whole batch
     pinned: dict[Id, Pinned] = field(default_factory=dict)
     landed: Landed = field(default_factory=lambda: Landed({}, {}))
     trouble: str | None = None  # of everybody who is not pinned
@@ -54,7 +55,7 @@ class Fetched:
 
 
 class UserLookup:
-    """`fetch`, `join` and `let_go` on the event loop, `decode` on the compute thread, `unpin` on either."""
+    """`fetch`, `merge`, `join` and `let_go` on the event loop, `decode` on the compute thread, `unpin` on either."""
 
     def __init__(self, store: Store, cache: UserCache, metrics: Metrics) -> None:
         self._store = store
@@ -70,7 +71,7 @@ class UserLookup:
             fetched.trouble = trouble.reason if trouble else NO_ACTIVE_GENERATION
             return fetched
         try:
-            with fetched.stages.measure("fetch"):
+            with fetched.reading.measure("fetch"):
                 await self._fetch(fetched, user_ids, model.generation)
         except BaseException:
             self.unpin(fetched)
@@ -82,6 +83,14 @@ class UserLookup:
         self._cache.count(user_ids, len(fetched.pinned))
         if missing := [user_id for user_id in user_ids if user_id not in fetched.pinned]:
             fetched.landed = await self._flights.read(fetched.model.model_id, generation, missing)
+
+    def merge(self, fetched: Fetched, more: Fetched) -> None:
+        """Add what was read for other users of the same model, or for some of the same."""
+        twice = {user_id: pinned for user_id, pinned in more.pinned.items() if user_id in fetched.pinned}
+        self._cache.release(twice.values())
+        fetched.pinned |= {user_id: pinned for user_id, pinned in more.pinned.items() if user_id not in twice}
+        fetched.landed = fetched.landed.with_more(more.landed, but_not=fetched.pinned)
+        fetched.trouble = fetched.trouble or more.trouble
 
     def join(self, fetched: Fetched, user_id: Id) -> bool:
         """Whether this user, too, can be scored with what is fetched, or is resident; he is pinned then."""

@@ -43,7 +43,7 @@ class Scorer:
 
     async def fetch(self, works: Sequence[Work]) -> list[str]:
         fetched = [work.name for work in works]
-        self.fetches.append(fetched)
+        self.fetches.append(list(fetched))
         await self.fetch_gate.wait()
         if "lost" in fetched:
             raise ValueError("a lost batch")
@@ -52,6 +52,10 @@ class Scorer:
 
     def join(self, work: Work, fetched: list[str]) -> bool:
         return work.name in self.joining
+
+    def merge(self, fetched: list[str], more: list[str]) -> None:
+        self.held.remove(more)
+        fetched += more
 
     def discard(self, fetched: list[str]) -> None:
         self.held.remove(fetched)
@@ -187,35 +191,123 @@ async def test_stopping_lets_nobody_wait_for_ever() -> None:
     assert [type(result) for result in results] == [asyncio.CancelledError] * 2
 
 
-async def test_the_next_batch_is_fetched_while_one_computes_and_the_one_after_waits() -> None:
+async def test_what_comes_while_a_batch_waits_is_fetched_and_put_to_it() -> None:
     scorer = Scorer()
     async with running(scorer) as batcher:
-        tasks = await submit_all(batcher, [Work("a"), Work("b")])
+        works = [Work(name) for name in "abcde"]
+        tasks = await submit_all(batcher, works[:2])
         assert (scorer.batches, scorer.fetches) == ([["a"]], [["a"], ["b"]])
-        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in "cd"]
+        for work in works[2:4]:
+            tasks.append(asyncio.create_task(batcher.submit(work)))
         await settle()
-        assert (scorer.batches, scorer.fetches) == ([["a"]], [["a"], ["b"]]), "one batch in each step"
+        assert (scorer.batches, scorer.fetches) == ([["a"]], [["a"], ["b"], ["c", "d"]])
+        assert scorer.held == [["b", "c", "d"]]
+        tasks.append(asyncio.create_task(batcher.submit(works[4])))
+        await settle()
+        scorer.gate.set()
+        assert await asyncio.gather(*tasks) == [f"answer to {name}" for name in "abcde"]
+    assert scorer.batches == [["a"], ["b", "c", "d", "e"]]
+    assert scorer.held == []
+    assert all(work.waited_s >= 0 for work in works)
+
+
+async def test_what_does_not_fit_into_the_batch_that_waits_waits_behind_it_and_one_batch_only() -> None:
+    scorer = Scorer()
+    async with running(scorer, max_works=3) as batcher:
+        tasks = await submit_all(batcher, [Work("a"), Work("b"), Work("c")])
+        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in "defgh"]
+        await settle()
+        assert scorer.fetches == [["a"], ["b", "c"], ["d"], ["e", "f", "g"]], "d fills up what waits"
+        assert scorer.held == [["b", "c", "d"], ["e", "f", "g"]]
         scorer.gate.set()
         await asyncio.gather(*tasks)
-    assert scorer.batches == scorer.fetches == [["a"], ["b"], ["c", "d"]]
+    assert scorer.batches == [["a"], ["b", "c", "d"], ["e", "f", "g"], ["h"]]
     assert scorer.held == []
 
 
-async def test_what_needs_no_fetch_joins_the_batch_that_waits_as_long_as_it_fits_and_in_its_turn() -> None:
+async def test_another_model_s_work_is_not_put_to_the_batch_that_waits() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("a"), Work("b")])
+        new = object()
+        tasks += [asyncio.create_task(batcher.submit(Work(name, group=new))) for name in "cd"]
+        await settle()
+        tasks.append(asyncio.create_task(batcher.submit(Work("e"))))
+        await settle()
+        scorer.gate.set()
+        await asyncio.gather(*tasks)
+    assert scorer.batches == [["a"], ["b"], ["c", "d"], ["e"]], "in the order in which they came"
+    assert scorer.held == []
+
+
+async def test_what_cannot_be_fetched_is_not_put_to_the_batch_that_waits() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher, asyncio.timeout(5):
+        tasks = await submit_all(batcher, [Work("a"), Work("b")])
+        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in ("lost", "c")]
+        await settle()
+        scorer.gate.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(result) for result in results] == ["answer to a", "answer to b", "a lost batch", "answer to c"]
+    assert scorer.batches == [["a"], ["b"], ["c"]]
+    assert scorer.held == []
+
+
+async def test_a_batch_does_not_wait_for_those_who_are_still_fetched() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher, asyncio.timeout(5):
+        tasks = await submit_all(batcher, [Work("a"), Work("b")])
+        scorer.fetch_gate.clear()
+        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in "cd"]
+        await settle()
+        scorer.gate.set()
+        assert await asyncio.gather(*tasks[:2]) == ["answer to a", "answer to b"]
+        scorer.fetch_gate.set()
+        assert await asyncio.gather(*tasks[2:]) == ["answer to c", "answer to d"]
+    assert scorer.batches == [["a"], ["b"], ["c", "d"]]
+
+
+async def test_what_needs_no_fetch_joins_the_batch_that_begins_as_long_as_it_fits() -> None:
     scorer = Scorer()
     scorer.joining = {"c", "d", "f", "g"}
     async with running(scorer, max_works=4) as batcher:
         tasks = await submit_all(batcher, [Work("a"), Work("b")])
-        more = [Work(name) for name in "cdefgh"]
-        tasks += [asyncio.create_task(batcher.submit(work)) for work in more]
+        scorer.fetch_gate.clear()
+        more = [Work(name) for name in "xcdefgh"]
+        tasks += [asyncio.create_task(batcher.submit(more[0]))]
         await settle()
-        tasks[2].cancel()  # c leaves before it could join
+        tasks += [asyncio.create_task(batcher.submit(work)) for work in more[1:]]
+        await settle()
+        tasks[3].cancel()  # c leaves before it could join
         await settle()
         scorer.gate.set()
+        await settle()
+        assert scorer.batches == [["a"], ["b", "d"]], "f must not overtake e"
+        scorer.fetch_gate.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-    assert scorer.batches == [["a"], ["b", "d"], ["e", "f", "g", "h"]], "f must not overtake e"
-    assert scorer.fetches == [["a"], ["b"], ["e", "f", "g", "h"]]
-    assert all(work.waited_s >= 0 for work in more[1:])
+    assert [name for batch in scorer.batches for name in batch] == list("abdxefgh")
+    assert scorer.held == []
+    assert all(work.waited_s >= 0 for work in more if work.name != "c")
+
+
+async def test_an_error_in_the_gathering_ends_the_run_and_lets_nobody_wait() -> None:
+    class Broken(Scorer):
+        def merge(self, fetched: list[str], more: list[str]) -> None:
+            raise RuntimeError("cannot merge")
+
+    scorer = Broken()
+    batcher: Batcher[Work, list[str], str] = Batcher(scorer, max_works=10, max_size=100)
+    running_task = asyncio.create_task(batcher.run())
+    tasks = await submit_all(batcher, [Work("a"), Work("b")])
+    tasks.append(asyncio.create_task(batcher.submit(Work("c"))))
+    await settle()
+    scorer.gate.set()
+    async with asyncio.timeout(5):
+        with pytest.raises(RuntimeError, match="cannot merge"):
+            await running_task
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [str, str, asyncio.CancelledError]
+    assert scorer.held == []
 
 
 async def test_who_leaves_while_his_batch_waits_is_not_computed_and_what_was_fetched_is_given_back() -> None:
