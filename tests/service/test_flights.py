@@ -188,3 +188,17 @@ async def test_a_bug_in_the_read_is_raised_and_not_remembered(reads: Reads, monk
         with pytest.raises(ZeroDivisionError):
             await flights.read(MODEL, GENERATION, [1])
     assert (await flights.read(MODEL, GENERATION, [1])).payloads == {1: b"record of 1"}
+
+
+async def test_what_is_put_together_is_let_go_together_also_where_a_user_was_read_twice(reads: Reads) -> None:
+    reads.gate.set()
+    flights = Flights(reads.read_records)
+    first = await flights.read(MODEL, GENERATION, [1, 2])
+    flights.release(await flights.read(MODEL, GENERATION, [1]))  # one of two who wanted him has let go
+    later = await flights.read(MODEL, GENERATION, [1, 3])
+    assert reads.asked == [[1, 2], [1, 3]]
+    together = first.with_more(later, but_not={2})
+    assert together.payloads == {1: b"record of 1", 3: b"record of 3"}
+    flights.release(together)
+    assert (await flights.read(MODEL, GENERATION, [1, 2, 3])).payloads[1] == b"record of 1"
+    assert reads.asked[2:] == [[1, 2, 3]], "a flight that nobody lets go of answers for ever"
