@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BodyTooLarge, FieldError, InvalidRequest, MalformedJson, UnsupportedMediaType
 from service.http.body_memory import HeldBody
@@ -67,13 +67,18 @@ async def read_body(
     request: Request, said: Declared, max_bytes: int, memory: HeldBody, media_types: frozenset[str] = JSON_ONLY
 ) -> bytes:
     """The whole body. Raises UnsupportedMediaType, or BodyTooLarge as soon as it is known to be too large, or
-    Overloaded as soon as there is no more memory for it.
+    Overloaded as soon as there is no more memory for it; ClientDisconnect if the caller leaves before it is whole.
 
     media_types: what the content-type may be; "" among them means that there may be none.
     """
     _check(said, media_types, max_bytes)
-    chunks, size = [], 0
-    async for chunk in request.stream():
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:  # and not request.stream(), a generator, which costs as much as all else here
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         memory.add(len(chunk))
         chunks.append(chunk)
         size += len(chunk)
