@@ -47,7 +47,7 @@ class ServingRanker:
         self.config = ranker.config
         self.dtype = dtype
         device = ranker.item_embedding.weight.device
-        self._codes_IF = codes_of_row.to(device)
+        self._codes_IF = codes_of_row.to(device).contiguous()
         everything = Items(torch.arange(len(codes_of_row), device=device), self._codes_IF, self._codes_IF)
         with torch.no_grad():
             self._vectors_Id = ranker.embed(everything)

@@ -223,9 +223,14 @@ def _join(tensors: Sequence[Tensor], target: Tensor) -> None:
 
 
 def _gather(tensors: Sequence[Tensor], nothing: Tensor, target_UX: Tensor) -> None:
-    """Each user's tensor, and zeros behind it where it is shorter than the others may be, by one launch for all."""
+    """Each user's tensor, and zeros behind it where it is shorter than the others may be, by one launch for all.
+
+    Raises ValueError for a longer one: torch would move the target, and a graph would go on reading where it was.
+    """
     pieces = []
     for tensor in tensors:
+        if len(tensor) > len(nothing):
+            raise ValueError(f"a user's tensor has {len(tensor)} rows, the model's have {len(nothing)}: cut it")
         pieces.append(tensor)
         if len(tensor) < len(nothing):
             pieces.append(nothing[len(tensor) :])

@@ -20,6 +20,7 @@ def best(scores_UKN: Tensor, eligible_UEN: Tensor, count: int) -> tuple[Tensor, 
 
     scores: finite float32. Returns index int64 and found bool, both [U, K, k].
     """
+    assert scores_UKN.ndim == 3, f"scores have {scores_UKN.ndim} axes, wanted 3"
     rows = scores_UKN.shape[-1]
     scores_UKN, penalties_UEN, share = _checked(scores_UKN, eligible_UEN, count)
     index, found = _chosen(scores_UKN, count)

@@ -113,6 +113,7 @@ def fill(
     assert _floats(table_Id).is_contiguous(), "the table must be contiguous"
     assert all(attention.scorer.width == width for attention in attentions), "an attention of another width"
     assert rows_B.dtype == hashes_BC.dtype == torch.int64, "rows and hashes are int64"
+    assert len(hashes_BC) == count, "hashes of other candidates than the rows"
     rows_B, hashes_BC = rows_B.contiguous(), hashes_BC.contiguous()
     slots = [_slots(attention) for attention in attentions]
     structs = (_Attention * len(attentions))(

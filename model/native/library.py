@@ -103,7 +103,10 @@ def build(folder: Path, target: str) -> Path:
         made = Path(scratch) / path.name
         command = [compiler, *_flags(target), "-o", str(made), *map(str, SOURCES)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
+            # errors: a compiler speaks the locale's encoding, which need not be ours.
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=COMPILE_TIMEOUT_S, check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NoLibrary(f"{compiler} did not end well: {error}") from error
         if done.returncode:

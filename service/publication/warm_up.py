@@ -20,7 +20,8 @@ FORWARDS = ((1, 1), (1, 1000), (8, 100))  # users, candidates of each: alone, se
 def make_ready(bundle: Bundle) -> None:
     """Make what the first forward would. Raises PublicationError for a bundle that loads and cannot be served."""
     try:
-        _ = bundle.serving, bundle.graphs
+        # The look-up's index is made by its first use: 0.1 s per million items, which no batch should wait for.
+        _ = bundle.serving, bundle.graphs, bundle.catalogue.encode([])
         finite = all(bool(torch.isfinite(weights).all()) for weights in bundle.ranker.parameters())
     except Exception as error:
         raise _does_not_score(bundle, error) from error

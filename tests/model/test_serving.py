@@ -126,6 +126,13 @@ def test_every_number_of_candidates(candidates: int) -> None:
         assert largest_difference(world.serving[dtype].score_many(requests), wanted) < tolerance
 
 
+def test_the_catalogues_codes_may_lie_column_by_column() -> None:
+    world = World(config_of(7, item_features=2, long=True, short=True, match=True), 3)
+    requests = [world.request(30, 6)]
+    serving = ServingRanker(world.ranker, world.codes.t().contiguous().t())
+    assert torch.equal(serving.score_many(requests)[0], world.serving[torch.float32].score_many(requests)[0])
+
+
 def test_the_shape_that_ships_with_the_project() -> None:
     sizes = VocabularySizes(ITEMS, (7,), (), ())
     torch.manual_seed(4)

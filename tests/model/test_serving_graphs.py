@@ -91,6 +91,23 @@ def test_nothing_of_the_batch_before_is_left(runtime: Directly) -> None:
         assert torch.equal(used.score_many([request])[0], fresh.score_many([request])[0])
 
 
+@pytest.mark.parametrize("wrong", ["window", "slots"])
+def test_a_resident_user_larger_than_the_model_moves_nobodys_memory(wrong: str) -> None:
+    world = World(EVERY_PART, 12)
+    graphs = graphs_of(world.serving[torch.float32], MIDDLE)
+    first, last = world.request(5, 2), world.request(6, 6)
+    wanted = graphs.score_many([first, last])
+    addresses = [tensor.data_ptr() for tensor in graphs._ready[0]._staging.batch.users]
+    larger = world.request(4, 8 if wrong == "window" else 3)
+    if wrong == "slots":
+        slots = torch.randn(EVERY_PART.slots + 2, EVERY_PART.width)
+        larger = larger._replace(state=larger.state._replace(keys_Rd=slots, values_Rd=slots))
+    with pytest.raises(ValueError, match="a user's tensor has"):
+        graphs.score_many([first, larger, last])
+    assert [tensor.data_ptr() for tensor in graphs._ready[0]._staging.batch.users] == addresses
+    assert all(map(torch.equal, graphs.score_many([first, last]), wanted))
+
+
 def test_an_answer_outlives_the_next_batch() -> None:
     world = World(EVERY_PART, 3)
     graphs = graphs_of(world.serving[torch.float32], MIDDLE)

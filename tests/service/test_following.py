@@ -381,6 +381,16 @@ def test_a_bundle_that_fails_unexpectedly_is_refused_once_and_tried_again(
     assert client.get("/readyz").json()["degraded"] == []
 
 
+def test_what_grows_with_the_catalogue_is_made_before_the_scoring_thread_is_asked(int_bundles: Path) -> None:
+    [folder] = int_bundles.iterdir()
+    bundle = load_bundle(folder)
+    make_ready(bundle)
+    catalogue = bundle.catalogue
+    made = vars(catalogue).keys() | vars(catalogue.items).keys()
+    score_nobody(bundle, users=2, candidates=3)
+    assert vars(catalogue).keys() | vars(catalogue.items).keys() == made
+
+
 @pytest.mark.parametrize("place", ["mlp", "item_embedding"])
 def test_a_bundle_whose_scores_are_not_numbers_is_refused(int_bundles: Path, place: str) -> None:
     [folder] = int_bundles.iterdir()

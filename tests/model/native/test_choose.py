@@ -100,3 +100,9 @@ def test_refuses_what_would_read_or_write_beyond_a_tensor(wrong: str) -> None:
         choose.best(scores, eligible, count)
     with pytest.raises(AssertionError):
         choose.turns(scores.unsqueeze(2), eligible, count)
+
+
+def test_the_best_are_of_scores_of_three_axes() -> None:
+    """Of two, there are fewer scores than who is eligible says."""
+    with pytest.raises(AssertionError, match="scores have 2 axes, wanted 3"):
+        choose.best(torch.zeros(2, 8), torch.ones(2, 8, 8).bool(), 2)

@@ -150,7 +150,8 @@ def test_fill_is_each_of_its_parts(rows: int, keys: list[int], width: int, match
 
 
 @pytest.mark.parametrize(
-    "wrong", ["row", "negative row", "columns", "table", "hashes", "window", "sketch", "attention", "dtype"]
+    "wrong",
+    ["row", "negative row", "columns", "table", "hashes", "fewer hashes", "window", "sketch", "attention", "dtype"],
 )
 def test_fill_refuses_what_would_read_or_write_beyond_a_tensor(wrong: str) -> None:
     rows, hashes, table = torch.tensor([0, 1, 2]), torch.zeros(3, COLUMNS, dtype=torch.int64), torch.zeros(3, 8)
@@ -167,6 +168,8 @@ def test_fill_refuses_what_would_read_or_write_beyond_a_tensor(wrong: str) -> No
             table = table[:, :4]
         case "hashes":
             hashes = hashes[:, :-1]
+        case "fewer hashes":
+            hashes = hashes[:-1]
         case "window":
             short = short[:, :-1]
         case "sketch":

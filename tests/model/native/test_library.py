@@ -92,6 +92,15 @@ def test_sources_that_do_not_compile_leave_nothing_behind(tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["broken.cpp"]
 
 
+def test_a_compiler_that_fails_in_another_encoding_is_no_reason_to_stop(tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\nprintf 'unbekannter Prozessor f\\374r -march' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    warning, alone = score_in_a_process(tmp_path, path=str(tmp_path))
+    assert "refuses the kernels: unbekannter Prozessor f" in warning
+    assert alone.startswith("False")
+
+
 def test_files_for_an_image_are_built_for_every_level(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert library.main(["--out", str(tmp_path / "built")]) == 0
     names = sorted(path.name for path in (tmp_path / "built").iterdir())
