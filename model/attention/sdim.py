@@ -49,7 +49,8 @@ class SdimAttention(LongAttention):
         else:
             member_UNB = self._members(products_UNm) * present.unsqueeze(-1)
             sums_UBd = member_UNB.transpose(1, 2) @ vectors  # einsum('blg,bld->bgd'), of all signatures at once
-        return _normalise(sums_UBd).unflatten(1, (SIGNATURES, BUCKETS))
+        users, _, width = sums_UBd.shape
+        return _normalise(sums_UBd).view(users, SIGNATURES, BUCKETS, width)
 
     def read(self, candidates: Embedded, buckets_UGPd: Tensor) -> Tensor:
         """Interest [U, K, d]: the mean over signatures of the bucket that the candidate is in."""

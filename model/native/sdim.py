@@ -33,7 +33,7 @@ def bucket_sums(products_UNm: Tensor, vectors_UNd: Tensor, present_UN: Tensor) -
     sums_UBd = torch.zeros(users, _BUCKETS, width)
 
     def some(begin: int, end: int) -> None:
-        scratch = torch.empty(_BUCKETS * width)
+        scratch = torch.zeros(loaded().lrea_sdim_scratch(width))
         loaded().lrea_sdim_sums(
             *(products_UNm.data_ptr(), vectors_UNd.data_ptr(), present_UN.data_ptr()),
             *(begin // rows, end // rows, rows, width),  # a thread adds up whole users
