@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.attention.interface import Embedded, LongAttention
+from model.native import sdim
 
 SIGNATURES = 16
 BITS = 3  # τ
@@ -41,21 +42,33 @@ class SdimAttention(LongAttention):
 
     def buckets(self, history: Embedded) -> Tensor:
         """What a cache could keep of each user: the ℓ2-normalised bucket sums, float32 [U, 16, 8, d]; 0 if empty."""
-        member_UNB = self._members(history.vectors) * history.present.unsqueeze(-1)
-        sums_UBd = member_UNB.transpose(1, 2) @ history.vectors  # einsum('blg,bld->bgd'), of all signatures at once
+        vectors, present = history.vectors, history.present
+        products_UNm = self._products(vectors)
+        if sdim.serves(products_UNm, vectors):
+            sums_UBd = sdim.bucket_sums(products_UNm, vectors, present)
+        else:
+            member_UNB = self._members(products_UNm) * present.unsqueeze(-1)
+            sums_UBd = member_UNB.transpose(1, 2) @ vectors  # einsum('blg,bld->bgd'), of all signatures at once
         users, _, width = sums_UBd.shape
         return _normalise(sums_UBd).view(users, SIGNATURES, BUCKETS, width)
 
     def read(self, candidates: Embedded, buckets_UGPd: Tensor) -> Tensor:
         """Interest [U, K, d]: the mean over signatures of the bucket that the candidate is in."""
-        return self._members(candidates.vectors) @ buckets_UGPd.flatten(1, 2) / SIGNATURES
+        products_UKm, buckets_UBd = self._products(candidates.vectors), buckets_UGPd.flatten(1, 2)
+        if sdim.serves(products_UKm, buckets_UBd):
+            return sdim.bucket_means(products_UKm, buckets_UBd)
+        return self._members(products_UKm) @ buckets_UBd / SIGNATURES
 
     @torch.no_grad()
-    def _members(self, vectors: Tensor) -> Tensor:
+    def _products(self, vectors: Tensor) -> Tensor:
+        """e R [..., m]: their signs are the hash. The native sums read the same ones, so that no hash differs."""
+        return vectors @ self.projection
+
+    def _members(self, products: Tensor) -> Tensor:
         """1 at the bucket of each signature, float32 [..., 16 × 8]."""
-        bits = (vectors @ self.projection > 0).view(*vectors.shape[:-1], SIGNATURES, BITS)
+        bits = (products > 0).view(*products.shape[:-1], SIGNATURES, BITS)
         code = (bits * self.bit_values).sum(-1, keepdim=True)
-        places = torch.arange(BUCKETS, device=vectors.device)
+        places = torch.arange(BUCKETS, device=products.device)
         return (code == places).float().flatten(-2)
 
 

@@ -26,7 +26,9 @@ from typing import TypeVar
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("attend.cpp", "best.cpp", "fill.cpp", "index.cpp", "record.cpp", "turns.cpp"))
+SOURCES = tuple(
+    HERE / name for name in ("attend.cpp", "best.cpp", "fill.cpp", "index.cpp", "record.cpp", "sdim.cpp", "turns.cpp")
+)
 HEADERS = tuple(HERE / name for name in ("attend.hpp", "best.hpp", "match.hpp"))
 BUILT = HERE / "built"  # what an image brings
 COMPILERS = ("g++", "c++")  # GCC's vector types; clang has them too
@@ -219,6 +221,14 @@ def declared(library: L) -> L:
     library.lrea_index_encode.restype = _INT
     library.lrea_record_read.argtypes = [_POINTER, _INT, _POINTER, _POINTER]
     library.lrea_record_read.restype = _INT
+    library.lrea_sdim_scratch.argtypes, library.lrea_sdim_scratch.restype = [_INT], _INT
+    library.lrea_sdim_sums.argtypes = [
+        *(_POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT),  # products, vectors, present, users, rows, width
+        *(_POINTER, _POINTER),  # sums, scratch
+    ]
+    library.lrea_sdim_sums.restype = None
+    library.lrea_sdim_means.argtypes = [*(_POINTER, _POINTER), *(_INT, _INT, _INT, _INT), _POINTER]
+    library.lrea_sdim_means.restype = None
     return library
 
 
