@@ -89,6 +89,8 @@ def test_agrees_on_damaged_bodies(content: dict[str, Any], place: int, byte: int
         b'{"user_id":1,"candidates":[9223372036854775808]}',
         b'{"user_id":-9223372036854775808,"candidates":[-9223372036854775808,9223372036854775807]}',
         b'{"user_id":-9223372036854775809,"candidates":[1]}',
+        b'{"user_id":' + b"[" * 300 + b"]" * 300 + b',"user_id":1,"candidates":[1]}',
+        b'{"top_k":' + b'{"a":' * 300 + b"1" + b"}" * 300 + b',"user_id":1,"candidates":[1],"top_k":1}',
     ],
 )
 def test_agrees_where_readers_of_json_differ(body: bytes) -> None:
