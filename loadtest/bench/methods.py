@@ -2,7 +2,8 @@
 
 What a method computes from the history alone (LREA's slots, SDIM's buckets, SIM's index by category) is done before,
 as its service would keep it; SDIM and SIM are shown from the history too. Candidates are taken so many at a time that a
-method's largest tensor stays in cache where that helps it. The whole scorer adds the same rest to each.
+method's largest tensor stays in cache where that helps it, and what it reads of the history alone is prepared once for
+all of them. The whole scorer adds the same rest to each.
 """
 
 from functools import partial
@@ -17,10 +18,10 @@ from loadtest.bench.world import CATEGORIES, Shape, World, pair_products
 from model.attention.din import DinAttention
 from model.attention.eta import EtaAttention
 from model.attention.family import ETA_ROWS, SIM_ROWS, TWIN_ROWS
-from model.attention.interface import Embedded, LongAttention
+from model.attention.interface import Embedded
 from model.attention.lrea import LreaAttention
-from model.attention.retrieval import Choice
-from model.attention.sdim import SdimAttention
+from model.attention.retrieval import Choice, RetrievingAttention
+from model.attention.sdim import BITS, BUCKETS, SIGNATURES, SdimAttention
 from model.attention.sim import SimHard, SimSoft
 from model.attention.twin import TwinAttention
 from model.config import RankerConfig
@@ -71,20 +72,23 @@ def _contestants(world: World) -> list[Contestant]:
     sdim = SdimAttention(width)
     buckets = sdim.buckets(rows)
     read = partial(sdim.read, candidates, buckets)
+    reading, summing = _sdim_products(world.shape.candidates, length, width)
     found = [
-        _seen("sdim", read),
-        _seen("sdim, from the history", lambda: sdim.read(candidates, sdim.buckets(rows))),
+        Contestant("sdim", read, reading),
+        Contestant("sdim, from the history", lambda: sdim.read(candidates, sdim.buckets(rows)), summing + reading),
     ]
-    found.append(_seen("sim, indexed", partial(_Indexed(width, length, SIM_ROWS, heads, rows), candidates, rows)))
-    retrieving: dict[str, tuple[LongAttention, int]] = {
-        "sim": (SimHard(width, length, SIM_ROWS, heads), 1),
+    # Each with how many relevances it has per candidate and row: SIM's search by category has none.
+    retrieving: dict[str, tuple[RetrievingAttention, int]] = {
+        "sim, indexed": (_Indexed(width, length, SIM_ROWS, heads, rows), 0),
+        "sim": (SimHard(width, length, SIM_ROWS, heads), 0),
         "sim_soft": (SimSoft(width, length, SIM_ROWS, heads), 1),
         "eta": (EtaAttention(width, ETA_ROWS, heads), 1),
         "twin": (TwinAttention(width, length, TWIN_ROWS, heads), heads),
     }
     for name, (attention, relevances) in retrieving.items():
-        at_a_time = max(1, _CHUNK_FLOATS // (length * relevances))
-        found.append(_seen(name, partial(_in_chunks, attention, candidates, rows, at_a_time)))
+        at_a_time = max(1, _CHUNK_FLOATS // (length * relevances)) if relevances else candidates.vectors.shape[1]
+        run = partial(_in_chunks, attention, candidates, rows, at_a_time)
+        found.append(Contestant(name, run, _retrieving_products(run)))
     return [*_pairs(world, config, candidates, rows), *found]
 
 
@@ -102,13 +106,29 @@ def _pairs(world: World, config: RankerConfig, candidates: Embedded, rows: Embed
     return found
 
 
-def _seen(name: str, run: Run) -> Contestant:
-    return Contestant(name, run, record(run))
+def _sdim_products(count: int, length: int, width: int) -> tuple[list[Product], list[Product]]:
+    """Those of reading and of summing by the method's formula: with R, and with one-hot matrices.
+
+    The native kernel needs only those with R: it adds what the others multiply by 1 and 0.
+    """
+    bits, buckets = SIGNATURES * BITS, SIGNATURES * BUCKETS
+    reading = [Product(count, width, bits), Product(count, buckets, width)]
+    return reading, [Product(length, width, bits), Product(buckets, length, width)]
 
 
-def _in_chunks(attention: LongAttention, candidates: Embedded, rows: Embedded, at_a_time: int) -> Tensor:
+def _retrieving_products(run: Run) -> list[Product]:
+    """All that the method needs, as torch computes them: those with a candidate's own rows too, [heads, w] times
+    [w, rows] and back, one batch of candidates at a time. The native kernel does these where they are not seen, and
+    never where a gradient may be wanted.
+    """
+    with torch.enable_grad():
+        return record(run)
+
+
+def _in_chunks(attention: RetrievingAttention, candidates: Embedded, rows: Embedded, at_a_time: int) -> Tensor:
+    prepared = attention.prepare(rows)
     parts = zip(*(torch.split(tensor, at_a_time, dim=1) for tensor in candidates), strict=True)
-    return torch.cat([attention(Embedded(*part), rows) for part in parts], dim=1)
+    return torch.cat([attention.attend(Embedded(*part), rows, prepared) for part in parts], dim=1)
 
 
 class _Indexed(SimHard):

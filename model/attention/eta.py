@@ -15,15 +15,15 @@ Letters: U users, K candidates, N rows of history, k rows found, d width, m bits
 import torch
 from torch import Tensor
 
-from model.attention.interface import Embedded, LongAttention
-from model.attention.multi_head import HeadOutput, HeadQueries, pool
-from model.attention.retrieval import Choice, choose_best, gather_rows
+from model.attention.interface import Embedded
+from model.attention.multi_head import HeadOutput, HeadQueries, pool_chosen
+from model.attention.retrieval import Choice, RetrievingAttention, choose_best
 
 BITS_PER_DIMENSION = 2
 _EXACT_INTEGERS = 2**23  # float32 holds every integer up to here, and a sum of them in any order
 
 
-class EtaAttention(LongAttention):
+class EtaAttention(RetrievingAttention):
     """End-to-end target attention: retrieval by a fixed hash of the embeddings that the attention reads."""
 
     projection: Tensor
@@ -38,25 +38,44 @@ class EtaAttention(LongAttention):
     @torch.no_grad()
     def hash(self, vectors: Tensor) -> Tensor:
         """Signs -1 or 1, float32 [..., m]."""
-        return (vectors @ self.projection > 0).float() * 2 - 1
+        projected = vectors @ self.projection
+        return torch.where(projected > 0, 1.0, -1.0)
 
     def search(self, candidates: Embedded, history: Embedded) -> Choice:
         """The k rows of the smallest Hamming distance."""
+        return self._nearest(candidates, history, self.prepare(history))
+
+    @torch.no_grad()
+    def prepare(self, history: Embedded) -> Tensor:
+        """Hashes of the rows, and the rows' order where float32 holds it beside a distance, [U, N, m or m + 1]."""
+        users, rows = history.present.shape
+        bits = self.projection.shape[1]
+        if self._step(rows) * bits > _EXACT_INTEGERS:
+            return self.hash(history.vectors)
+        prepared_UNb = history.vectors.new_empty(users, rows, bits + 1)
+        prepared_UNb[..., :bits] = self.hash(history.vectors)
+        prepared_UNb[..., bits] = -torch.arange(rows, device=prepared_UNb.device)
+        return prepared_UNb
+
+    def attend(self, candidates: Embedded, history: Embedded, prepared_UN: Tensor) -> Tensor:
+        """Interest [U, K, d] in the nearest rows."""
+        found = self._nearest(candidates, history, prepared_UN)
+        pooled_UKAd = pool_chosen(self.queries(candidates.vectors), history.vectors, found)
+        interest_UKd: Tensor = self.output(pooled_UKAd)
+        return interest_UKd
+
+    @torch.no_grad()
+    def _nearest(self, candidates: Embedded, history: Embedded, prepared_UNb: Tensor) -> Choice:
         # The product of two hashes is m - 2 × their distance: an exact integer in float32, and a GEMM. One more column
         # puts the newer of equals first: hashes are full of them.
-        users, rows = history.present.shape
-        newest_UN1 = -torch.arange(rows, device=history.present.device).expand(users, rows).unsqueeze(-1).float()
-        hashed_UKm, hashed_UNm = self.hash(candidates.vectors), self.hash(history.vectors)
-        step = float(1 << rows.bit_length())
-        if step * hashed_UKm.shape[-1] > _EXACT_INTEGERS:
-            return choose_best(hashed_UKm @ hashed_UNm.transpose(1, 2), history.present.unsqueeze(1), self.retrieved)
-        queries = torch.cat([hashed_UKm * step, torch.ones_like(hashed_UKm[..., :1])], dim=-1)
-        ordered_UKN = queries @ torch.cat([hashed_UNm, newest_UN1], dim=-1).transpose(1, 2)
-        return choose_best(ordered_UKN, history.present.unsqueeze(1), self.retrieved)
+        queries_UKb = self.hash(candidates.vectors)
+        if prepared_UNb.shape[-1] > queries_UKb.shape[-1]:
+            step = self._step(prepared_UNb.shape[1])
+            queries_UKb = torch.cat([queries_UKb * step, torch.ones_like(queries_UKb[..., :1])], dim=-1)
+        nearness_UKN = queries_UKb @ prepared_UNb.transpose(1, 2)
+        return choose_best(nearness_UKN, history.present.unsqueeze(1), self.retrieved)
 
-    def forward(self, candidates: Embedded, history: Embedded) -> Tensor:
-        """Interest [U, K, d]."""
-        found = self.search(candidates, history)
-        rows_UKkd = gather_rows(history.vectors, found.index_UKk)
-        interest_UKd: Tensor = self.output(pool(self.queries(candidates.vectors), rows_UKkd, found.found_UKk))
-        return interest_UKd
+    @staticmethod
+    def _step(rows: int) -> float:
+        """What one bit counts beside the rows' order."""
+        return float(1 << rows.bit_length())

@@ -11,7 +11,8 @@ ranker multiplies with the target's. That needs keys as wide as the embeddings, 
 on Complete Journey (AUC on held-out time, 150,000 positives, one seed): ETA .694 with torch's random weights and
 d_k = d / A, .724 with u from a mean, .756 with all of it.
 
-Letters: U users, K candidates, k rows, A heads, d width, w width of a row (its first d numbers are its embedding).
+Letters: U users, K candidates, N rows of history, k rows, A heads, d width, w width of a row (its first d numbers are
+its embedding).
 """
 
 import math
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.masking import masked_softmax
+from model.attention.retrieval import Choice, gather_rows
+from model.native import pool as native
 
 # At the start an item's score with itself is 16 |e|² / √d: 1.8 at d = 32 for the sum of two embeddings of N(0, .1²).
 # ETA's AUC as above with 2, 4 and 7 here: .747, .756, .750.
@@ -54,6 +57,13 @@ class HeadOutput(nn.Module):
     def forward(self, pooled_UKAw: Tensor) -> Tensor:
         """Interest [U, K, d]."""
         return torch.einsum("ukaw,awh->ukah", pooled_UKAw, self.value).flatten(-2) @ self.out
+
+
+def pool_chosen(queries_UKAw: Tensor, rows_UNw: Tensor, chosen: Choice) -> Tensor:
+    """`pool` of each candidate's chosen rows of its user's history, [U, K, A, w]; by the native kernel where it can."""
+    if native.serves(queries_UKAw, rows_UNw):
+        return native.pool(queries_UKAw, rows_UNw, chosen.index_UKk, chosen.found_UKk)
+    return pool(queries_UKAw, gather_rows(rows_UNw, chosen.index_UKk), chosen.found_UKk)
 
 
 def pool(queries_UKAw: Tensor, rows_UKkw: Tensor, found_UKk: Tensor) -> Tensor:

@@ -1,15 +1,18 @@
 """The first stage that SIM, ETA and TWIN share: the k best rows of a history, for every candidate its own.
 
-A retrieval has no gradient: it is a choice. What has one is what is then computed from the chosen rows.
+A retrieval has no gradient: it is a choice. What has one is what is then computed from the chosen rows. What depends on
+the history alone is prepared once, for all candidates or for some of them at a time.
 
 Letters: U users, K candidates, N rows of history, k rows chosen (at most N), d width.
 """
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from model.attention.interface import Embedded, LongAttention
 from model.native import choose
 
 _NEVER = torch.iinfo(torch.int64).min
@@ -20,6 +23,22 @@ class Choice(NamedTuple):
 
     index_UKk: Tensor  # int64, row of the user's history
     found_UKk: Tensor  # bool; false where fewer than k rows were eligible, and the index means nothing
+
+
+class RetrievingAttention(LongAttention):
+    """An attention over rows that are chosen for each candidate."""
+
+    @abstractmethod
+    def prepare(self, history: Embedded) -> Tensor:
+        """What the method reads of the history and no candidate changes, float32 [U, N, ...]."""
+
+    @abstractmethod
+    def attend(self, candidates: Embedded, history: Embedded, prepared_UN: Tensor) -> Tensor:
+        """Interest [U, K, d] of candidates in a history and what is prepared of it."""
+
+    def forward(self, candidates: Embedded, history: Embedded) -> Tensor:
+        """Interest [U, K, d]."""
+        return self.attend(candidates, history, self.prepare(history))
 
 
 @torch.no_grad()

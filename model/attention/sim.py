@@ -21,15 +21,15 @@ from torch.nn import functional
 
 from model.attention.ages import AGE_WIDTH, Ages
 from model.attention.din import SUM_SCALE
-from model.attention.interface import Embedded, LongAttention
-from model.attention.multi_head import HeadQueries, pool
-from model.attention.retrieval import Choice, choose_best, choose_newest, gather_rows
+from model.attention.interface import Embedded
+from model.attention.multi_head import HeadQueries, pool_chosen
+from model.attention.retrieval import Choice, RetrievingAttention, choose_best, choose_newest
 from model.attention.scorer import NEGATIVE_SLOPE
 
 _AUXILIARY_HIDDEN = 200  # as the authors' code
 
 
-class SimAttention(LongAttention):
+class SimAttention(RetrievingAttention):
     """The attention over what a search finds (the paper's exact search unit)."""
 
     def __init__(self, width: int, length: int, retrieved: int, heads: int) -> None:
@@ -45,11 +45,14 @@ class SimAttention(LongAttention):
     def search(self, candidates: Embedded, history: Embedded) -> Choice:
         """At most k rows of history for each candidate (the paper's general search unit)."""
 
-    def forward(self, candidates: Embedded, history: Embedded) -> Tensor:
-        """Interest [U, K, d]."""
+    def prepare(self, history: Embedded) -> Tensor:
+        """Rows with their ages, [U, N, w]."""
+        return self.ages.beside(history.vectors)
+
+    def attend(self, candidates: Embedded, history: Embedded, prepared_UN: Tensor) -> Tensor:
+        """Interest [U, K, d] in the rows that the search finds."""
         found = self.search(candidates, history)
-        rows_UKkw = gather_rows(self.ages.beside(history.vectors), found.index_UKk)
-        heads_UKAw = pool(self.queries(candidates.vectors), rows_UKkw, found.found_UKk)
+        heads_UKAw = pool_chosen(self.queries(candidates.vectors), prepared_UN, found)
         return heads_UKAw.flatten(-2) @ self.out
 
 

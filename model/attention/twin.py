@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.ages import AGE_WIDTH, Ages
-from model.attention.interface import Embedded, LongAttention
-from model.attention.multi_head import HeadOutput, HeadQueries, pool
-from model.attention.retrieval import Choice, gather_rows, rank_best
+from model.attention.interface import Embedded
+from model.attention.multi_head import HeadOutput, HeadQueries, pool_chosen
+from model.attention.retrieval import Choice, RetrievingAttention, rank_best
 from model.native import choose
 
 
-class TwinAttention(LongAttention):
+class TwinAttention(RetrievingAttention):
     """The two stages that are twins."""
 
     def __init__(self, width: int, length: int, retrieved: int, heads: int) -> None:
@@ -36,14 +36,17 @@ class TwinAttention(LongAttention):
         self.bias = nn.Parameter(torch.randn(heads, AGE_WIDTH) / AGE_WIDTH)
         self.output = HeadOutput(width, width + AGE_WIDTH, heads)
 
-    def forward(self, candidates: Embedded, history: Embedded) -> Tensor:
-        """Interest [U, K, d]."""
-        queries_UKAw, rows_UNw = self.relevance_queries(candidates), self.ages.beside(history.vectors)
+    def prepare(self, history: Embedded) -> Tensor:
+        """Rows with their ages, [U, N, w]."""
+        return self.ages.beside(history.vectors)
+
+    def attend(self, candidates: Embedded, history: Embedded, prepared_UN: Tensor) -> Tensor:
+        """Interest [U, K, d] by both stages."""
+        queries_UKAw = self.relevance_queries(candidates)
         with torch.no_grad():
-            relevance_UKAN = _products(queries_UKAw, rows_UNw)
+            relevance_UKAN = _products(queries_UKAw, prepared_UN)
             chosen = take_turns(relevance_UKAN, history.present, self.retrieved)
-        rows_UKkw = gather_rows(rows_UNw, chosen.index_UKk)
-        interest_UKd: Tensor = self.output(pool(queries_UKAw, rows_UKkw, chosen.found_UKk))
+        interest_UKd: Tensor = self.output(pool_chosen(queries_UKAw, prepared_UN, chosen))
         return interest_UKd
 
     def relevance_queries(self, candidates: Embedded) -> Tensor:

@@ -10,13 +10,13 @@ extern "C" {
 int64_t lrea_best_scratch(int64_t rows) { return padded(rows) * 4 + rows * 8; }
 
 // Candidates `begin` to `end` of all. scores: [all, rows]; penalties: [all / share, rows], 0 or -inf, each for `share`
-// candidates in a row. index and found: [all, count]; index is 0 where nothing is found.
+// candidates in a row, or null where all rows may be chosen. index and found: [all, count]; index is 0 where nothing is found.
 void lrea_best(const float* scores, const float* penalties, int64_t begin, int64_t end, int64_t share, int64_t rows,
                int64_t count, int64_t* index, uint8_t* found, void* scratch) {
     int64_t* keys = static_cast<int64_t*>(scratch);
     float* masked = reinterpret_cast<float*>(keys + rows);
     for (int64_t each = begin; each < end; ++each) {
-        const float* penalty = penalties + each / share * rows;
+        const float* penalty = penalties == nullptr ? nullptr : penalties + each / share * rows;
         const int64_t collected = collect_best(scores + each * rows, penalty, rows, count, masked, keys);
         const int64_t there = std::min(collected, count);
         if (collected > count) std::nth_element(keys, keys + count, keys + collected, std::greater<int64_t>());

@@ -43,8 +43,10 @@ inline int64_t row_of(int64_t key) { return 0xffffffffu - uint32_t(key); }
 
 inline int64_t padded(int64_t rows) { return (rows + BLOCK - 1) / BLOCK * BLOCK; }
 
-// masked = scores + penalties (0, or -inf for a row that may not be chosen), then -inf up to a whole block.
+// masked = scores + penalties (0, or -inf for a row that may not be chosen), then -inf up to a whole block. Where ALL may
+// be chosen there are no penalties, and only a block that is not whole is masked: the scores are read and not copied.
 // Returns a score that is finite and at most the count-th largest.
+template <bool ALL>
 float bound(const float* scores, const float* penalties, int64_t rows, int64_t count, float* masked) {
     const float never = -std::numeric_limits<float>::infinity();
     Floats maxima[GROUP_VECTORS];
@@ -54,13 +56,17 @@ float bound(const float* scores, const float* penalties, int64_t rows, int64_t c
 #pragma GCC unroll 16
         for (int64_t v = 0; v < GROUP_VECTORS; ++v) {
             const int64_t at = row + v * LANES;
-            const Floats value = load(scores + at) + load(penalties + at);  // + 0 makes 0 of -0, which equals it
-            store(masked + at, value);
+            Floats value = load(scores + at);
+            if constexpr (!ALL) {
+                value += load(penalties + at);
+                store(masked + at, value);
+            }
             maxima[v] = value > maxima[v] ? value : maxima[v];
         }
     }
     const int64_t whole = row;
-    for (; row < rows; ++row) masked[row] = scores[row] + penalties[row];
+    if constexpr (ALL) row = rows / BLOCK * BLOCK;
+    for (; row < rows; ++row) masked[row] = ALL ? scores[row] : scores[row] + penalties[row];
     for (; row < padded(rows); ++row) masked[row] = never;
     for (int64_t at = whole; at < rows; at += LANES) {  // padding is there to read
         Floats& group = maxima[(at - whole) / LANES];
@@ -87,25 +93,29 @@ float bound(const float* scores, const float* penalties, int64_t rows, int64_t c
 }
 
 // Keys of all rows whose score is at least `least`, in any order. Returns how many; `keys` has room for all rows.
-int64_t collect(const float* masked, int64_t rows, float least, int64_t* keys) {
+// scores are read in whole blocks, and `last` in the block that is not whole.
+int64_t collect(const float* scores, const float* last, int64_t rows, float least, int64_t* keys) {
     int64_t found = 0;
     for (int64_t begin = 0; begin < rows; begin += BLOCK) {
+        const float* from = begin + BLOCK <= rows ? scores : last;
         Ints passed = {};  // bit v of a lane: whether its row of vector v passes
         for (int64_t v = 0; v < BLOCK_VECTORS; ++v)
-            passed |= (load(masked + begin + v * LANES) >= least) & int32_t(1u << v);
+            passed |= (load(from + begin + v * LANES) >= least) & int32_t(1u << v);
         for (int64_t lane = 0; lane < LANES; ++lane)
             for (uint32_t bits = uint32_t(passed[lane]); bits; bits &= bits - 1) {
                 const int64_t row = begin + __builtin_ctz(bits) * LANES + lane;
-                keys[found++] = key_of(masked[row], row);
+                keys[found++] = key_of(from[row] + 0.0f, row);  // + 0 makes 0 of -0, which equals it
             }
     }
     return found;
 }
 
 // Keys of at least the `count` best rows that may be chosen, and of all of them where they are fewer, in any order.
+// penalties: null where all may be chosen.
 inline int64_t collect_best(const float* scores, const float* penalties, int64_t rows, int64_t count, float* masked,
                             int64_t* keys) {
-    return collect(masked, rows, bound(scores, penalties, rows, count, masked), keys);
+    if (penalties == nullptr) return collect(scores, masked, rows, bound<true>(scores, nullptr, rows, count, masked), keys);
+    return collect(masked, masked, rows, bound<false>(scores, penalties, rows, count, masked), keys);
 }
 
 }  // namespace

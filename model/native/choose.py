@@ -28,7 +28,7 @@ def best(scores_UKN: Tensor, eligible_UEN: Tensor, count: int) -> tuple[Tensor, 
     def some(begin: int, end: int) -> None:
         scratch = torch.empty(loaded().lrea_best_scratch(rows), dtype=torch.uint8)
         loaded().lrea_best(
-            *(scores_UKN.data_ptr(), penalties_UEN.data_ptr(), begin, end, share, rows, count),
+            *(scores_UKN.data_ptr(), _address(penalties_UEN), begin, end, share, rows, count),
             *(index.data_ptr(), found.data_ptr(), scratch.data_ptr()),
         )
 
@@ -48,7 +48,7 @@ def turns(scores_UKAN: Tensor, eligible_UEN: Tensor, count: int) -> tuple[Tensor
     def some(begin: int, end: int) -> None:
         scratch = torch.empty(loaded().lrea_turns_scratch(rows, heads), dtype=torch.uint8)
         loaded().lrea_turns(
-            *(scores_UKAN.data_ptr(), penalties_UEN.data_ptr(), begin, end, share, heads, rows, count),
+            *(scores_UKAN.data_ptr(), _address(penalties_UEN), begin, end, share, heads, rows, count),
             *(index.data_ptr(), found.data_ptr(), scratch.data_ptr()),
         )
 
@@ -56,15 +56,24 @@ def turns(scores_UKAN: Tensor, eligible_UEN: Tensor, count: int) -> tuple[Tensor
     return index, found
 
 
-def _checked(scores: Tensor, eligible_UEN: Tensor, count: int) -> tuple[Tensor, Tensor, int]:
-    """Scores and penalties as the kernels read them, and how many candidates in a row share a penalty."""
+def _checked(scores: Tensor, eligible_UEN: Tensor, count: int) -> tuple[Tensor, Tensor | None, int]:
+    """Scores and penalties as the kernels read them, and how many candidates in a row share a penalty.
+
+    No penalties where all rows are eligible.
+    """
     users, candidates, rows = *scores.shape[:2], scores.shape[-1]
     shared, ours = (users, 1, rows), (users, candidates, rows)
     assert serves(scores), f"found {scores.dtype} on {scores.device}, wanted float32 on the CPU"
     assert eligible_UEN.shape in (shared, ours), f"who is eligible is {tuple(eligible_UEN.shape)}, wanted {shared}"
     assert 0 <= count <= rows < 2**31, f"{count} of {rows} rows"
-    penalties = torch.zeros(eligible_UEN.shape).masked_fill_(~eligible_UEN, -torch.inf)
-    return scores.contiguous(), penalties, candidates if eligible_UEN.shape == shared else 1
+    share = candidates if eligible_UEN.shape == shared else 1
+    if bool(eligible_UEN.all()):
+        return scores.contiguous(), None, share
+    return scores.contiguous(), torch.zeros(eligible_UEN.shape).masked_fill_(~eligible_UEN, -torch.inf), share
+
+
+def _address(penalties: Tensor | None) -> int | None:
+    return None if penalties is None else penalties.data_ptr()
 
 
 def _chosen(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

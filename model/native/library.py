@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 SOURCES = tuple(
-    HERE / name for name in ("attend.cpp", "best.cpp", "fill.cpp", "index.cpp", "record.cpp", "sdim.cpp", "turns.cpp")
-)
-HEADERS = tuple(HERE / name for name in ("attend.hpp", "best.hpp", "match.hpp"))
+    HERE / f"{name}.cpp" for name in ("attend", "best", "fill", "index", "pool", "record", "sdim", "turns")
+)  # fmt: skip
+HEADERS = tuple(HERE / f"{name}.hpp" for name in ("attend", "best", "match", "pool"))
 BUILT = HERE / "built"  # what an image brings
 COMPILERS = ("g++", "c++")  # GCC's vector types; clang has them too
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-mprefer-vector-width=512")
@@ -207,6 +207,14 @@ def declared(library: L) -> L:
         *(_POINTER, _POINTER, _POINTER),
     ]
     library.lrea_turns.restype = None
+    library.lrea_pool_scratch.argtypes, library.lrea_pool_scratch.restype = [_INT, _INT, _INT], _INT
+    library.lrea_pool_least_width.argtypes, library.lrea_pool_least_width.restype = [], _INT
+    library.lrea_pool.argtypes = [
+        *(_POINTER, _POINTER, _POINTER, _POINTER),  # queries, rows, index, found
+        *(_INT, _INT, _INT, _INT, _INT, _INT, _INT),  # candidates, rows, width, chosen, heads
+        *(_POINTER, _POINTER),  # out, scratch
+    ]
+    library.lrea_pool.restype = _INT
     library.lrea_index_build.argtypes, library.lrea_index_build.restype = [_POINTER, _INT, _INT, _POINTER, _INT], None
     library.lrea_index_find.argtypes = [
         *(_POINTER, _INT, _POINTER, _INT, _INT),  # keys, slots, what is unknown

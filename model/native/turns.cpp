@@ -9,7 +9,8 @@ extern "C" {
 int64_t lrea_turns_scratch(int64_t rows, int64_t heads) { return (heads * (rows + 1) + rows) * 8 + padded(rows) * 4; }
 
 // Candidates `begin` to `end` of all. scores: [all, heads, rows]; penalties: [all / share, rows], 0 or -inf, each for
-// `share` candidates in a row. index and found: [all, count] in the order of taking; index is 0 where nothing is found.
+// `share` candidates in a row, or null where all rows may be chosen. index and found: [all, count] in the order of
+// taking; index is 0 where nothing is found.
 void lrea_turns(const float* scores, const float* penalties, int64_t begin, int64_t end, int64_t share, int64_t heads,
                 int64_t rows, int64_t count, int64_t* index, uint8_t* found, void* scratch) {
     int64_t* keys = static_cast<int64_t*>(scratch);  // [heads, rows]
@@ -18,7 +19,7 @@ void lrea_turns(const float* scores, const float* penalties, int64_t begin, int6
     float* masked = reinterpret_cast<float*>(taken_by + rows);
     std::fill(taken_by, taken_by + rows, -1);
     for (int64_t each = begin; each < end; ++each) {
-        const float* penalty = penalties + each / share * rows;
+        const float* penalty = penalties == nullptr ? nullptr : penalties + each / share * rows;
         int64_t in_all = 0;
         for (int64_t head = 0; head < heads; ++head) {
             int64_t* heap = keys + head * rows;
