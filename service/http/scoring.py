@@ -27,6 +27,7 @@ from service.users.lookup import Fetched
 T = TypeVar("T")
 INLINE_LOOKUPS = 1024  # take 0.15 ms; handing them to a thread and back takes as long, and more under load
 LOOKUPS_OF_A_STRING = 8  # against those of an integer
+LOOKUPS_OF_A_CONTEXT_COLUMN = 180  # one value at a time, 27 µs each
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,14 @@ def best(logits_B: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.intp]:
 
 
 def _lookups(checked: CheckedRequest) -> int:
-    """What it costs to look up a request's ids, in integers; one with a history has to be compressed besides."""
+    """What it costs to look up all that a request names, in integers; a history has to be compressed besides."""
     if checked.history is not None:
         return INLINE_LOOKUPS + 1
+    of_context = LOOKUPS_OF_A_CONTEXT_COLUMN * len(checked.request.context or ())
     if looked_up_together(checked):
-        return 0
+        return of_context
     columns = 1 + len(checked.request.candidate_features or ())
-    return columns * LOOKUPS_OF_A_STRING * len(checked.request.candidates)
+    return of_context + columns * LOOKUPS_OF_A_STRING * len(checked.request.candidates)
 
 
 def _prepare_all(requests: Sequence[CheckedRequest], deadline: float) -> list[ScoringJob]:
