@@ -11,7 +11,8 @@ ranker multiplies with the target's. That needs keys as wide as the embeddings, 
 on Complete Journey (AUC on held-out time, 150,000 positives, one seed): ETA .694 with torch's random weights and
 d_k = d / A, .724 with u from a mean, .756 with all of it.
 
-Letters: U users, K candidates, N rows of history, k rows, A heads, d width, w width of a row (its first d numbers are its embedding).
+Letters: U users, K candidates, N rows of history, k rows, A heads, d width, w width of a row (its first d numbers are
+its embedding).
 """
 
 import math

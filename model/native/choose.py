@@ -56,7 +56,10 @@ def turns(scores_UKAN: Tensor, eligible_UEN: Tensor, count: int) -> tuple[Tensor
 
 
 def _checked(scores: Tensor, eligible_UEN: Tensor, count: int) -> tuple[Tensor, Tensor | None, int]:
-    """Scores and penalties as the kernels read them, none where all rows are eligible, and how many candidates in a row share a penalty."""
+    """Scores and penalties as the kernels read them, and how many candidates in a row share a penalty.
+
+    There are none where all rows are eligible.
+    """
     users, candidates, rows = *scores.shape[:2], scores.shape[-1]
     shared, ours = (users, 1, rows), (users, candidates, rows)
     assert serves(scores), f"found {scores.dtype} on {scores.device}, wanted float32 on the CPU"
