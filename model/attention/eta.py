@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.attention.interface import Embedded
 from model.attention.multi_head import HeadOutput, HeadQueries, pool_chosen
-from model.attention.retrieval import Choice, RetrievingAttention, choose_best
+from model.attention.retrieval import Choice, RetrievingAttention, all_products, choose_best
 
 BITS_PER_DIMENSION = 2
 _EXACT_INTEGERS = 2**23  # float32 holds every integer up to here, and a sum of them in any order
@@ -38,8 +38,7 @@ class EtaAttention(RetrievingAttention):
     @torch.no_grad()
     def hash(self, vectors: Tensor) -> Tensor:
         """Signs -1 or 1, float32 [..., m]."""
-        projected = vectors @ self.projection
-        return torch.where(projected > 0, 1.0, -1.0)
+        return (vectors @ self.projection > 0).float().mul_(2).sub_(1)
 
     def search(self, candidates: Embedded, history: Embedded) -> Choice:
         """The k rows of the smallest Hamming distance."""
@@ -49,13 +48,11 @@ class EtaAttention(RetrievingAttention):
     def prepare(self, history: Embedded) -> Tensor:
         """Hashes of the rows, and the rows' order where float32 holds it beside a distance, [U, N, m or m + 1]."""
         users, rows = history.present.shape
-        bits = self.projection.shape[1]
-        if self._step(rows) * bits > _EXACT_INTEGERS:
-            return self.hash(history.vectors)
-        prepared_UNb = history.vectors.new_empty(users, rows, bits + 1)
-        prepared_UNb[..., :bits] = self.hash(history.vectors)
-        prepared_UNb[..., bits] = -torch.arange(rows, device=prepared_UNb.device)
-        return prepared_UNb
+        hashed_UNm = self.hash(history.vectors)
+        if self._step(rows) * hashed_UNm.shape[-1] > _EXACT_INTEGERS:
+            return hashed_UNm
+        newest_UN1 = -torch.arange(rows, device=hashed_UNm.device).expand(users, rows).unsqueeze(-1).float()
+        return torch.cat([hashed_UNm, newest_UN1], dim=-1)
 
     def attend(self, candidates: Embedded, history: Embedded, prepared_UN: Tensor) -> Tensor:
         """Interest [U, K, d] in the nearest rows."""
@@ -72,7 +69,7 @@ class EtaAttention(RetrievingAttention):
         if prepared_UNb.shape[-1] > queries_UKb.shape[-1]:
             step = self._step(prepared_UNb.shape[1])
             queries_UKb = torch.cat([queries_UKb * step, torch.ones_like(queries_UKb[..., :1])], dim=-1)
-        nearness_UKN = queries_UKb @ prepared_UNb.transpose(1, 2)
+        nearness_UKN = all_products(queries_UKb, prepared_UNb)
         return choose_best(nearness_UKN, history.present.unsqueeze(1), self.retrieved)
 
     @staticmethod

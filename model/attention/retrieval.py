@@ -125,6 +125,13 @@ def choose_newest(wanted_UK: Tensor, codes_UN: Tensor, count: int) -> Choice:
     return Choice(index_UKk, found_UKk)
 
 
+def all_products(queries_UKw: Tensor, rows_UNw: Tensor) -> Tensor:
+    """Product of every query with every row of its user, [U, K, N]."""
+    if len(rows_UNw) == 1:  # a batch of one takes up to 1.2 times as long
+        return (queries_UKw[0] @ rows_UNw[0].T).unsqueeze(0)
+    return queries_UKw @ rows_UNw.transpose(1, 2)
+
+
 def gather_rows(rows_UNd: Tensor, index_UKk: Tensor) -> Tensor:
     """The chosen rows of every candidate, float32 [U, K, k, d]; gradients add up per row of history."""
     users, length, width = rows_UNd.shape

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model.attention.ages import AGE_WIDTH, Ages
 from model.attention.interface import Embedded
 from model.attention.multi_head import HeadOutput, HeadQueries, pool_chosen
-from model.attention.retrieval import Choice, RetrievingAttention, rank_best
+from model.attention.retrieval import Choice, RetrievingAttention, all_products, rank_best
 from model.native import choose
 
 
@@ -58,7 +58,7 @@ class TwinAttention(RetrievingAttention):
 
 def _products(queries_UKAw: Tensor, rows_UNw: Tensor) -> Tensor:
     """Product of every query with every row of its user, [U, K, A, N], as one GEMM per user."""
-    products = queries_UKAw.flatten(1, 2) @ rows_UNw.transpose(1, 2)
+    products = all_products(queries_UKAw.flatten(1, 2), rows_UNw)
     return products.view(*queries_UKAw.shape[:3], rows_UNw.shape[1])
 
 
