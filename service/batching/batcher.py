@@ -7,34 +7,14 @@ them in tasks of its own, so that a client who gives up never cancels a read tha
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from service.batching.batch import Batch, Room, Waiting, Work
 from service.tasks import end_tasks
-
-
-class Work(Protocol):
-    """What can be batched."""
-
-    @property
-    def size(self) -> int:
-        """What counts towards a batch's limit: candidates."""
-
-    @property
-    def deadline(self) -> float:
-        """When its answer is of no more use, by time.monotonic()."""
-
-    @property
-    def group(self) -> object:
-        """A batch holds works of one group (the same object): the model and generation that score them."""
-
-    def waited(self, seconds: float) -> None:
-        """Told how long it waited for each step, as the step begins."""
-
 
 W = TypeVar("W", bound=Work)
 F = TypeVar("F")
@@ -62,87 +42,18 @@ class Steps(Protocol[W_contra, F, R_co]):
         """Give back what was fetched for works that will not be computed."""
 
 
-@dataclass(eq=False)
-class _Waiting(Generic[W, R]):
-    work: W
-    size: int
-    group: object
-    answer: asyncio.Future[R]
-    since: float = field(default_factory=time.perf_counter)
-
-    @property
-    def gone(self) -> bool:
-        """Whether nobody waits for it any more. Whoever has waited too long is told, his timer may be late."""
-        if not self.answer.done() and time.monotonic() >= self.work.deadline:
-            self.answer.set_exception(TimeoutError())
-        return self.answer.done()
-
-    def begin(self) -> None:
-        """Tell the work how long it waited for the step that begins."""
-        self.work.waited(time.perf_counter() - self.since)
-
-    def end(self) -> None:
-        """From now on it waits for the next step."""
-        self.since = time.perf_counter()
-
-
-class _Batch(Generic[W, R]):
-    """Works of one group, in the order in which they came."""
-
-    def __init__(self, *waiting: _Waiting[W, R]) -> None:
-        self.waiting = list(waiting)
-        self.size = sum(one.size for one in waiting)
-
-    @property
-    def group(self) -> object:
-        return self.waiting[0].group
-
-    @property
-    def works(self) -> list[W]:
-        return [one.work for one in self.waiting]
-
-    def add(self, one: _Waiting[W, R]) -> None:
-        self.waiting.append(one)
-        self.size += one.size
-
-    def merge(self, other: "_Batch[W, R]") -> None:
-        self.waiting += other.waiting
-        self.size += other.size
-
-    def drop_those_who_left(self) -> None:
-        self.waiting = [one for one in self.waiting if not one.gone]
-        self.size = sum(one.size for one in self.waiting)
-
-
-@dataclass
-class _Room:
-    """What still fits into a batch."""
-
-    group: object
-    works: int
-    size: int
-
-    def take(self, group: object, works: int, size: int) -> bool:
-        """Take so much of it; False, and nothing, if it does not fit."""
-        if group is not self.group or works > self.works or size > self.size:
-            return False
-        self.works -= works
-        self.size -= size
-        return True
-
-
 @dataclass(frozen=True, eq=False)
 class _Fetched(Generic[F]):
     value: F
 
 
-_Answers = list[tuple[_Waiting[W, R], R]]
+_Answers = list[tuple[Waiting[W, R], R]]
 
 
 class _Ready(NamedTuple, Generic[W, R, F]):
     """A batch that waits to be computed."""
 
-    batch: _Batch[W, R]
+    batch: Batch[W, R]
     fetched: _Fetched[F] | Exception
 
 
@@ -157,7 +68,7 @@ class Batcher(Generic[W, F, R]):
         self._steps = steps
         self._max_works = max_works
         self._max_size = max_size
-        self._queue: deque[_Waiting[W, R]] = deque()
+        self._queue: deque[Waiting[W, R]] = deque()
         self._filled = asyncio.Event()
         self._ready: _Ready[W, R, F] | None = None
         self._is_ready = asyncio.Event()  # or the gathering has ended
@@ -170,7 +81,7 @@ class Batcher(Generic[W, F, R]):
         Raises TimeoutError for one whose deadline comes before its computing begins.
         """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(work, work.size, work.group, answer))
+        self._queue.append(Waiting(work, work.size, work.group, answer))
         self._filled.set()
         self._unanswered.add(answer)
         try:
@@ -247,7 +158,7 @@ class Batcher(Generic[W, F, R]):
         ready.batch.merge(more.batch)
         return True
 
-    def _take(self) -> _Batch[W, R] | None:
+    def _take(self) -> Batch[W, R] | None:
         """The longest head of the queue that is one batch, without the works that nobody waits for any more.
 
         Together with the batch that waits, if its first work is.
@@ -255,7 +166,7 @@ class Batcher(Generic[W, F, R]):
         head = self._head()
         if head is None:
             return None
-        batch = _Batch(self._queue.popleft())
+        batch = Batch(self._queue.popleft())
         room = self._room(batch) if self._ready is None else self._room(self._ready.batch)
         if self._ready is not None and not room.take(batch.group, 1, batch.size):
             room = self._room(batch)
@@ -263,7 +174,7 @@ class Batcher(Generic[W, F, R]):
             batch.add(self._queue.popleft())
         return batch
 
-    def _top_up(self, batch: _Batch[W, R], fetched: F) -> None:
+    def _top_up(self, batch: Batch[W, R], fetched: F) -> None:
         """Let in what has gathered since the batch was fetched, as long as nothing has to be fetched for it."""
         room = self._room(batch)
         while (
@@ -273,7 +184,7 @@ class Batcher(Generic[W, F, R]):
         ):
             batch.add(self._queue.popleft())
 
-    def _head(self) -> _Waiting[W, R] | None:
+    def _head(self) -> Waiting[W, R] | None:
         """The first in the queue that somebody waits for."""
         while self._queue:
             if not self._queue[0].gone:
@@ -282,12 +193,12 @@ class Batcher(Generic[W, F, R]):
         self._filled.clear()
         return None
 
-    def _room(self, batch: _Batch[W, R]) -> _Room:
-        return _Room(batch.group, self._max_works - len(batch.waiting), self._max_size - batch.size)
+    def _room(self, batch: Batch[W, R]) -> Room:
+        return Room(batch.group, self._max_works - len(batch.waiting), self._max_size - batch.size)
 
     # ---- the steps; no exception leaves them: it would end the loop, and everybody after would wait for ever
 
-    async def _fetch(self, batch: _Batch[W, R]) -> _Fetched[F] | Exception:
+    async def _fetch(self, batch: Batch[W, R]) -> _Fetched[F] | Exception:
         try:
             for one in batch.waiting:
                 one.begin()
@@ -300,7 +211,7 @@ class Batcher(Generic[W, F, R]):
 
     async def _compute(
         self,
-        batch: _Batch[W, R],
+        batch: Batch[W, R],
         fetched: _Fetched[F] | Exception,
         *,
         meanwhile: Callable[[], None] = lambda: None,
@@ -330,7 +241,7 @@ class Batcher(Generic[W, F, R]):
                     one.answer.set_exception(error)
             return []
 
-    def _begin(self, batch: _Batch[W, R], fetched: F, *, top_up: bool) -> None:
+    def _begin(self, batch: Batch[W, R], fetched: F, *, top_up: bool) -> None:
         """Settle which works are computed. If none are, or this fails, `fetched` is given back."""
         try:
             batch.drop_those_who_left()
@@ -344,12 +255,12 @@ class Batcher(Generic[W, F, R]):
         if not batch.waiting:
             self._steps.discard(fetched)
 
-    async def _compute_alone(self, batch: _Batch[W, R]) -> _Answers[W, R]:
+    async def _compute_alone(self, batch: Batch[W, R]) -> _Answers[W, R]:
         """Try each work alone: what one of them does to a step must not be the answer to its neighbours.
 
         They are many now, so each answer goes out when it is there, and none is left to be returned.
         """
-        for one in map(_Batch, batch.waiting):
+        for one in map(Batch, batch.waiting):
             _give_out(await self._compute(one, await self._fetch(one), retry=False))
         return []
 
