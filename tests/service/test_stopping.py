@@ -165,20 +165,26 @@ def test_what_has_begun_is_finished(cache: Cache) -> None:
 
 def test_what_came_while_the_process_stood_still_is_read(cache: Cache) -> None:
     """On a machine without time for it, or one that was suspended, the last second may pass without a single turn."""
-    with serving(cache) as (service, port):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        connection.connect()
-        service.send_signal(signal.SIGTERM)
-        wait_until_refused(port)
-        service.send_signal(signal.SIGSTOP)
-        connection.request("POST", "/v1/score", BODY, {"content-type": "application/json"})
-        time.sleep(1.1)
-        service.send_signal(signal.SIGCONT)
-        answer = connection.getresponse()
-        assert (answer.status, answer.getheader("connection")) == (200, "close")
-        connection.close()
-        service.communicate(timeout=20)
-    assert service.returncode == 0
+    for _ in range(5):  # until this process was quick enough to stop that one within its last second
+        with serving(cache) as (service, port):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.connect()
+            told = time.monotonic()
+            service.send_signal(signal.SIGTERM)
+            wait_until_refused(port)
+            service.send_signal(signal.SIGSTOP)
+            if time.monotonic() - told > 0.9:
+                continue
+            connection.request("POST", "/v1/score", BODY, {"content-type": "application/json"})
+            time.sleep(1.1)
+            service.send_signal(signal.SIGCONT)
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (200, "close")
+            connection.close()
+            service.communicate(timeout=20)
+        assert service.returncode == 0
+        return
+    raise AssertionError("this machine stands still itself")
 
 
 def test_what_outlasts_the_grace_is_dropped(cache: Cache) -> None:
