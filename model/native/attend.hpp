@@ -11,27 +11,22 @@
 
 #pragma once
 
+#include "vectors.hpp"
+
 #include <cstdint>
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, UNITS = 8;  // 3 vectors of candidates x 8 units: 24 of 32 registers accumulate
-#elif defined(__AVX2__)
-constexpr int LANES = 8, UNITS = 4;   // 12 of 16
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int UNITS = 4;  // 12 of 16 registers accumulate
 #else
-constexpr int LANES = 4, UNITS = 8;   // 24 of 32 on ARM
+constexpr int UNITS = 8;  // 3 vectors of candidates x 8 units: 24 of 32, on ARM too
 #endif
 constexpr int MOST_VECTORS = 3;
 constexpr int TILE = MOST_VECTORS * LANES;  // candidates
 constexpr int BLOCK = 8 * TILE;             // candidates per making of a key's weights
 constexpr int KEYS = 16;                    // whose scores are kept until the values are added
 
-typedef float Vector __attribute__((vector_size(LANES * 4)));
-typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
-
-inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
-inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
 inline Vector leaky(Vector z, float slope) {
     const Vector scaled = z * slope;
     return z > scaled ? z : scaled;

@@ -12,7 +12,7 @@ from model.native.library import loaded
 
 def serves(scores: Tensor) -> bool:
     """Whether these kernels may be asked about such scores. The first call may compile them, in about a second."""
-    return scores.is_cpu and scores.dtype == torch.float32 and kernels.available()
+    return kernels.serve(scores)
 
 
 def best(scores_UKN: Tensor, eligible_UEN: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,11 @@ def available() -> bool:
     return load() is not None
 
 
+def serve(*tensors: Tensor) -> bool:
+    """Whether kernels may be asked about such tensors, float32 on the CPU. The first call may compile them."""
+    return all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in tensors) and available()
+
+
 def attend(candidates_Bd: Tensor, attention: Attention, out_Bd: Tensor) -> None:
     """out = Σ_n s(E_t, key_n) value_n for every candidate, with s the pair scorer; all float32 on the CPU.
 

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 SOURCES = tuple(
     HERE / f"{name}.cpp" for name in ("attend", "best", "fill", "index", "pool", "record", "sdim", "turns")
 )  # fmt: skip
-HEADERS = tuple(HERE / f"{name}.hpp" for name in ("attend", "best", "match", "pool"))
+HEADERS = tuple(HERE / f"{name}.hpp" for name in ("attend", "best", "match", "pool", "vectors"))
 BUILT = HERE / "built"  # what an image brings
 COMPILERS = ("g++", "c++")  # GCC's vector types; clang has them too
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-mprefer-vector-width=512")

@@ -12,7 +12,7 @@ from model.native.library import loaded
 
 def serves(queries: Tensor, rows: Tensor) -> bool:
     """Whether this kernel may be asked about such tensors. The first call may compile it, in about two seconds."""
-    if torch.is_grad_enabled() or not _on_cpu(queries, rows) or not kernels.available():
+    if torch.is_grad_enabled() or not kernels.serve(queries, rows):
         return False
     return bool(rows.shape[-1] >= loaded().lrea_pool_least_width())
 
@@ -23,7 +23,7 @@ def pool(queries_UKAw: Tensor, rows_UNw: Tensor, index_UKk: Tensor, found_UKk: T
     index: int64, which of its user's rows; it means nothing where found, bool, is false. Without a gradient.
     """
     (users, candidates, heads, width), length, chosen = queries_UKAw.shape, rows_UNw.shape[1], index_UKk.shape[-1]
-    assert _on_cpu(queries_UKAw, rows_UNw), "queries and rows are float32 on the CPU"
+    assert kernels.serve(queries_UKAw, rows_UNw), "queries and rows are float32 on the CPU"
     assert width >= loaded().lrea_pool_least_width(), f"rows of {width} numbers are too narrow"
     assert rows_UNw.shape == (users, length, width), "rows of other users, or of another width"
     assert index_UKk.shape == found_UKk.shape == (users, candidates, chosen), "a choice of other candidates"
@@ -44,7 +44,3 @@ def pool(queries_UKAw: Tensor, rows_UNw: Tensor, index_UKk: Tensor, found_UKk: T
 
     kernels.on_threads(some, users * candidates)
     return out
-
-
-def _on_cpu(queries: Tensor, rows: Tensor) -> bool:
-    return queries.is_cpu and rows.is_cpu and queries.dtype == rows.dtype == torch.float32

@@ -19,7 +19,7 @@ def serves(products: Tensor, summed: Tensor) -> bool:
     The first call may compile them, in about a second.
     """
     wanted = torch.is_grad_enabled() and summed.requires_grad
-    return not wanted and all(map(_is_float_on_cpu, (products, summed))) and kernels.available()
+    return not wanted and kernels.serve(products, summed)
 
 
 def bucket_sums(products_UNm: Tensor, vectors_UNd: Tensor, present_UN: Tensor) -> Tensor:
@@ -63,7 +63,3 @@ def bucket_means(products_UKm: Tensor, buckets_UBd: Tensor) -> Tensor:
 
     kernels.on_threads(some, users * candidates)
     return out_UKd
-
-
-def _is_float_on_cpu(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype == torch.float32

@@ -167,9 +167,9 @@ class Batcher(Generic[W, F, R]):
         if head is None:
             return None
         batch = Batch(self._queue.popleft())
-        room = self._room(batch) if self._ready is None else self._room(self._ready.batch)
-        if self._ready is not None and not room.take(batch.group, 1, batch.size):
-            room = self._room(batch)
+        room = self._room(batch)
+        if self._ready is not None and (beside := self._room(self._ready.batch)).take(batch.group, 1, batch.size):
+            room = beside
         while (head := self._head()) is not None and room.take(head.group, 1, head.size):
             batch.add(self._queue.popleft())
         return batch

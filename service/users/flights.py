@@ -41,7 +41,7 @@ class Landed:
         payloads = {**self.payloads, **more.payloads}  # a later read is of the same bytes, or newer ones
         return Landed(
             {user_id: got for user_id, got in payloads.items() if user_id not in but_not},
-            # Of two flights of one user the later one: the earlier has been forgotten, or there were no second.
+            # Of two flights of one user the later one: the earlier has been forgotten, or there is only one.
             {**self.flights, **more.flights},
         )
 
