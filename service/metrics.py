@@ -77,6 +77,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.batch_candidates_limit = Gauge(
+            "lrea_batch_candidates_limit",
+            "Candidates up to which a batch grows now: what takes 25 ms at the pace of the last batches",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self.record_errors = Counter(
             "lrea_record_errors_total", "Records refused, never scored", ["reason"], registry=registry
         )

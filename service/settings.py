@@ -73,7 +73,9 @@ class Settings(BaseSettings):
     max_batch_requests: int = Field(
         64, ge=1, le=100_000, description="most requests in one forward, and in one /v1/score/batch"
     )
-    max_batch_candidates: int = Field(16_384, ge=1, le=10_000_000, description="most candidates in one forward")
+    max_batch_candidates: int = Field(
+        16_384, ge=1, le=10_000_000, description="most candidates in one forward, of several requests"
+    )
     max_waiting_candidates: int = Field(
         262_144,
         ge=1,

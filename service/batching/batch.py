@@ -31,11 +31,12 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class Waiting(Generic[W, R]):
-    """A work, until its answer is set."""
+    """A work, until its answer is set. turn: when it should be computed, beside others; the smaller comes first."""
 
     work: W
     size: int
     group: object
+    turn: float
     answer: asyncio.Future[R]
     since: float = field(default_factory=time.perf_counter)
 
@@ -56,11 +57,12 @@ class Waiting(Generic[W, R]):
 
 
 class Batch(Generic[W, R]):
-    """Works of one group, in the order in which they came."""
+    """Works of one group, and the turn of the first."""
 
-    def __init__(self, *waiting: Waiting[W, R]) -> None:
-        self.waiting = list(waiting)
-        self.size = sum(one.size for one in waiting)
+    def __init__(self, one: Waiting[W, R]) -> None:
+        self.waiting = [one]
+        self.size = one.size
+        self.turn = one.turn
 
     @property
     def group(self) -> object:
@@ -76,11 +78,13 @@ class Batch(Generic[W, R]):
         """Let one more in; whether it fits is the caller's to know."""
         self.waiting.append(one)
         self.size += one.size
+        self.turn = min(self.turn, one.turn)
 
     def merge(self, other: "Batch[W, R]") -> None:
         """The same for all of another batch."""
         self.waiting += other.waiting
         self.size += other.size
+        self.turn = min(self.turn, other.turn)
 
     def drop_those_who_left(self) -> None:
         """Keep those whom somebody waits for, which may be none."""

@@ -2,18 +2,20 @@
 
 No timer ever holds a request back. What comes while a batch waits to be computed is fetched by itself and put to it, as
 long as both fit into one: callers who get their answers together ask again one after the other, and the first of them
-would make a batch alone. It knows neither users nor models: it is given the two steps for a list of works, and takes
-them in tasks of its own, so that a client who gives up never cancels a read that others share.
+would make a batch alone. What does not fit is a batch behind it, or before it if its turn comes first.
+
+It knows neither users nor models: it is given the two steps for a list of works, and takes them in tasks of its own, so
+that a client who gives up never cancels a read that others share.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from service.batching.batch import Batch, Room, Waiting, Work
+from service.batching.queue import Queue
 from service.tasks import end_tasks
 
 W = TypeVar("W", bound=Work)
@@ -22,9 +24,17 @@ R = TypeVar("R")
 W_contra = TypeVar("W_contra", bound=Work, contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
+MOST_READY = 2  # batches that may wait: one that grows, and behind it a larger one that has more time
+
 
 class Steps(Protocol[W_contra, F, R_co]):
     """What is done to a batch. Whatever `fetch` returned ends in `merge` (`more`), `compute` or `discard`, once."""
+
+    def turn(self, work: W_contra) -> float:
+        """When one that has just come should be computed; among those that wait, the smaller comes first."""
+
+    def most(self) -> int:
+        """The size up to which a batch should grow now."""
 
     async def fetch(self, works: Sequence[W_contra]) -> F:
         """Get what the works need from elsewhere."""
@@ -58,7 +68,7 @@ class _Ready(NamedTuple, Generic[W, R, F]):
 
 
 class Batcher(Generic[W, F, R]):
-    """`submit` from any number of tasks, `run` in one. At most one batch is in each step, and one waits in between."""
+    """`submit` from any number of tasks, `run` in one. At most one batch is in each step, and few wait in between."""
 
     def __init__(self, steps: Steps[W, F, R], *, max_works: int, max_size: int) -> None:
         """steps: after an exception in one of them, each work of the batch is tried alone.
@@ -68,9 +78,8 @@ class Batcher(Generic[W, F, R]):
         self._steps = steps
         self._max_works = max_works
         self._max_size = max_size
-        self._queue: deque[Waiting[W, R]] = deque()
-        self._filled = asyncio.Event()
-        self._ready: _Ready[W, R, F] | None = None
+        self._queue: Queue[W, R] = Queue()
+        self._ready: list[_Ready[W, R, F]] = []  # in the order in which they will be computed
         self._is_ready = asyncio.Event()  # or the gathering has ended
         self._is_taken = asyncio.Event()
         self._unanswered: set[asyncio.Future[R]] = set()
@@ -81,8 +90,7 @@ class Batcher(Generic[W, F, R]):
         Raises TimeoutError for one whose deadline comes before its computing begins.
         """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._queue.append(Waiting(work, work.size, work.group, answer))
-        self._filled.set()
+        self._queue.put(Waiting(work, work.size, work.group, self._steps.turn(work), answer))
         self._unanswered.add(answer)
         try:
             return await answer
@@ -95,11 +103,11 @@ class Batcher(Generic[W, F, R]):
         answers: _Answers[W, R] = []
         try:
             while True:
-                if self._ready is None:
+                if not self._ready:
                     _give_out(answers)
                     if not gathering.done():
                         await self._is_ready.wait()
-                if self._ready is None:
+                if not self._ready:
                     gathering.result()  # raises what ended it
                 answers = await self._compute(*self._take_ready(), meanwhile=partial(_give_out, answers))
         finally:
@@ -110,7 +118,7 @@ class Batcher(Generic[W, F, R]):
         for answer in list(self._unanswered):
             answer.cancel()
         await end_tasks([gathering])
-        if self._ready is not None:
+        while self._ready:
             self._discard(self._take_ready().fetched)
 
     # ---- which works
@@ -119,7 +127,7 @@ class Batcher(Generic[W, F, R]):
         """Fetch whatever comes, and let it wait to be computed, as one batch while it fits into one."""
         try:
             while True:
-                await self._filled.wait()
+                await self._queue.filled()
                 await self._gather_one()
         finally:
             self._is_ready.set()
@@ -130,21 +138,26 @@ class Batcher(Generic[W, F, R]):
 
     async def _put(self, ready: _Ready[W, R, F]) -> None:
         try:
-            while self._ready is not None:
-                if self._merged(self._ready, ready):
-                    return
+            while (left := self._place(ready)) is not None:
+                ready = left
                 self._is_taken.clear()
                 await self._is_taken.wait()
         except BaseException:
             self._discard(ready.fetched)
             raise
-        self._ready = ready
+
+    def _place(self, ready: _Ready[W, R, F]) -> _Ready[W, R, F] | None:
+        """Let it wait, by itself or as a part of another. What there is no place for then: the last to be computed."""
+        if not any(self._merged(other, ready) for other in self._ready):
+            self._ready.append(ready)
+        self._ready.sort(key=lambda each: each.batch.turn)
         self._is_ready.set()
+        return self._ready.pop() if len(self._ready) > MOST_READY else None
 
     def _take_ready(self) -> _Ready[W, R, F]:
-        ready, self._ready = self._ready, None
-        assert ready is not None
-        self._is_ready.clear()
+        ready = self._ready.pop(0)
+        if not self._ready:
+            self._is_ready.clear()
         self._is_taken.set()
         return ready
 
@@ -163,38 +176,32 @@ class Batcher(Generic[W, F, R]):
 
         Together with the batch that waits, if its first work is.
         """
-        head = self._head()
+        head = self._queue.head()
         if head is None:
             return None
-        batch = Batch(self._queue.popleft())
+        batch = Batch(self._queue.pop())
         room = self._room(batch)
-        if self._ready is not None and (beside := self._room(self._ready.batch)).take(batch.group, 1, batch.size):
-            room = beside
-        while (head := self._head()) is not None and room.take(head.group, 1, head.size):
-            batch.add(self._queue.popleft())
+        for ready in self._ready:
+            if (beside := self._room(ready.batch)).take(batch.group, 1, batch.size):
+                room = beside
+                break
+        while (head := self._queue.head()) is not None and room.take(head.group, 1, head.size):
+            batch.add(self._queue.pop())
         return batch
 
     def _top_up(self, batch: Batch[W, R], fetched: F) -> None:
         """Let in what has gathered since the batch was fetched, as long as nothing has to be fetched for it."""
         room = self._room(batch)
         while (
-            (head := self._head()) is not None
+            (head := self._queue.head()) is not None
             and room.take(head.group, 1, head.size)
             and self._steps.join(head.work, fetched)
         ):
-            batch.add(self._queue.popleft())
-
-    def _head(self) -> Waiting[W, R] | None:
-        """The first in the queue that somebody waits for."""
-        while self._queue:
-            if not self._queue[0].gone:
-                return self._queue[0]
-            self._queue.popleft()
-        self._filled.clear()
-        return None
+            batch.add(self._queue.pop())
 
     def _room(self, batch: Batch[W, R]) -> Room:
-        return Room(batch.group, self._max_works - len(batch.waiting), self._max_size - batch.size)
+        size = min(self._max_size, self._steps.most())
+        return Room(batch.group, self._max_works - len(batch.waiting), size - batch.size)
 
     # ---- the steps; no exception leaves them: it would end the loop, and everybody after would wait for ever
 

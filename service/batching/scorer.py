@@ -52,6 +52,14 @@ class Scorer:
         self._thread = thread
         self._tally = tally
 
+    def turn(self, work: ScoringJob) -> float:
+        """When the job should be scored, as the backlog says."""
+        return self._backlog.turn(work.size, work.deadline)
+
+    def most(self) -> int:
+        """The candidates up to which a batch should grow now, as the backlog says."""
+        return self._backlog.batch_now
+
     async def fetch(self, works: Sequence[ScoringJob]) -> Fetched:
         """Everything that the jobs' users need, each user once. All jobs are of one model."""
         user_ids = list(dict.fromkeys(job.user_id for job in works if job.user is None))

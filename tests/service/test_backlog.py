@@ -215,3 +215,69 @@ def test_gauges_say_what_waits_and_how_long_it_takes_and_go_back_to_zero(service
     service.score_batch()
     assert service.value("lrea_waiting_candidates") == 0
     assert service.value("lrea_expected_wait_seconds") == 0
+
+
+def test_who_asks_for_more_has_his_turn_later_in_proportion(service: Service) -> None:
+    now_s = service.now_s
+    assert service.backlog.turn(100, now_s + 100) == pytest.approx(now_s + 3 * 100 * MS_PER_CANDIDATE / 1e3)
+    assert service.backlog.turn(4000, now_s + 100) == pytest.approx(now_s + 3 * 4000 * MS_PER_CANDIDATE / 1e3)
+
+
+def test_nobody_s_turn_is_when_it_is_too_late_for_him(service: Service) -> None:
+    now_s = service.now_s
+    assert service.backlog.turn(4000, now_s + 0.06) == pytest.approx(now_s + 0.02), "40 ms of work, 60 ms to wait"
+
+
+def test_turns_of_one_size_are_in_the_order_of_coming() -> None:
+    service = Service()
+    first = service.backlog.turn(10, 1e9)
+    service.now_s += 0.001
+    assert service.backlog.turn(10, 1e9) > first
+
+
+def test_a_batch_grows_to_what_takes_25_ms(service: Service) -> None:
+    assert service.backlog.batch_now == pytest.approx(2500, abs=1)
+    service.ms_per_candidate = 10 * MS_PER_CANDIDATE
+    for _ in range(50):
+        service.enter(BATCH, patience_s=100)
+        service.score_batch()
+    assert service.backlog.batch_now == pytest.approx(250, rel=0.1)
+    service.ms_per_candidate = MS_PER_CANDIDATE
+    for _ in range(1000):
+        service.enter(service.backlog.batch_now, patience_s=100)
+        service.score_batch()
+    assert service.backlog.batch_now == pytest.approx(2500, rel=0.1), "once the machine is fast again"
+    service.ms_per_candidate = MS_PER_CANDIDATE / 100
+    for _ in range(1000):
+        service.enter(BATCH, patience_s=100)
+        service.score_batch()
+    assert service.backlog.batch_now == BATCH, "the most that a batch may have"
+
+
+def test_lone_small_requests_do_not_make_batches_small() -> None:
+    """They may be dear for each of their candidates, and would be less so together."""
+    service = Service(ms_per_candidate=1.0)
+    for _ in range(1000):
+        service.enter(10)
+        service.score_batch()
+    assert service.backlog.batch_now == BATCH
+    for _ in range(100):
+        service.enter(BATCH)
+        service.score_batch()
+    assert service.backlog.batch_now == pytest.approx(25, abs=1)
+
+
+def test_a_machine_that_stood_still_makes_small_batches_for_a_second_at_most(service: Service) -> None:
+    service.enter()
+    service.now_s += 30
+    service.score_batch()
+    began_s = service.now_s
+    while service.now_s < began_s + 1:
+        for _ in range(8):
+            service.enter(max(1, service.backlog.batch_now // 8), patience_s=100)
+        service.score_batch()
+    assert service.backlog.batch_now == pytest.approx(2500, rel=0.1)
+
+
+def test_the_gauge_says_how_far_a_batch_grows(service: Service) -> None:
+    assert service.value("lrea_batch_candidates_limit") == pytest.approx(2500, abs=1)

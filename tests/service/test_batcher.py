@@ -7,6 +7,7 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import pytest
 
@@ -19,6 +20,7 @@ class Work:
     size: int = 1
     group: object = "one model"
     deadline: float = math.inf
+    after: float | None = None  # its turn; None: after those that came before it
     waited_s: float = -1.0
 
     def waited(self, seconds: float) -> None:
@@ -35,11 +37,19 @@ class Scorer:
         self.fetches: list[list[str]] = []
         self.batches: list[list[str]] = []
         self.held: list[list[str]] = []
+        self.limit = 1_000_000
+        self.turns = count()
         self.joining: set[str] = set()  # names for which nothing has to be fetched
         self.fetch_gate = asyncio.Event()
         self.fetch_gate.set()
         self.gate = asyncio.Event()
         self.slow_gate = asyncio.Event()  # for a batch of "slow" alone
+
+    def turn(self, work: Work) -> float:
+        return next(self.turns) if work.after is None else work.after
+
+    def most(self) -> int:
+        return self.limit
 
     async def fetch(self, works: Sequence[Work]) -> list[str]:
         fetched = [work.name for work in works]
@@ -128,7 +138,7 @@ async def test_a_batch_never_mixes_models() -> None:
         tasks = await submit_all(batcher, [Work(name, group=group) for name, group in groups.items()])
         scorer.gate.set()
         await asyncio.gather(*tasks)
-    assert scorer.batches == [["a"], ["b"], ["c", "d"], ["e"]]
+    assert scorer.batches == [["a"], ["b", "e"], ["c", "d"]]
 
 
 async def test_who_leaves_before_the_start_is_not_scored_and_who_leaves_later_harms_nobody() -> None:
@@ -211,18 +221,58 @@ async def test_what_comes_while_a_batch_waits_is_fetched_and_put_to_it() -> None
     assert all(work.waited_s >= 0 for work in works)
 
 
-async def test_what_does_not_fit_into_the_batch_that_waits_waits_behind_it_and_one_batch_only() -> None:
+async def test_what_does_not_fit_into_the_batch_that_waits_waits_behind_it_and_few_batches_only() -> None:
     scorer = Scorer()
     async with running(scorer, max_works=3) as batcher:
         tasks = await submit_all(batcher, [Work("a"), Work("b"), Work("c")])
-        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in "defgh"]
+        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in "defghijklm"]
         await settle()
-        assert scorer.fetches == [["a"], ["b", "c"], ["d"], ["e", "f", "g"]], "d fills up what waits"
-        assert scorer.held == [["b", "c", "d"], ["e", "f", "g"]]
+        assert scorer.fetches == [["a"], ["b", "c"], ["d"], ["e", "f", "g"], ["h", "i", "j"]], "d fills up what waits"
+        assert scorer.held == [["b", "c", "d"], ["e", "f", "g"], ["h", "i", "j"]]
         scorer.gate.set()
         await asyncio.gather(*tasks)
-    assert scorer.batches == [["a"], ["b", "c", "d"], ["e", "f", "g"], ["h"]]
+    assert scorer.batches == [["a"], ["b", "c", "d"], ["e", "f", "g"], ["h", "i", "j"], ["k", "l", "m"]]
     assert scorer.held == []
+
+
+async def test_works_are_computed_in_their_turns() -> None:
+    scorer = Scorer()
+    async with running(scorer, max_works=2) as batcher:
+        works = [Work("first"), *(Work(name, after=turn) for name, turn in zip("abcd", (9, 7, 8, 6), strict=True))]
+        tasks = await submit_all(batcher, works)
+        scorer.gate.set()
+        await asyncio.gather(*tasks)
+    assert scorer.batches == [["first"], ["d", "b"], ["c", "a"]]
+    assert scorer.held == []
+
+
+async def test_a_large_work_waits_behind_small_ones_that_come_later_until_its_turn() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("first"), Work("large", 100, after=50)])
+        assert scorer.held == [["large"]], "fetched, and waits"
+        for name, turn in (("a", 10), ("b", 11), ("larger", 60), ("late", 55)):
+            work = Work(name, 100 if name == "larger" else 1, after=turn)
+            tasks.append(asyncio.create_task(batcher.submit(work)))
+            await settle()
+        scorer.gate.set()
+        await asyncio.gather(*tasks)
+    assert scorer.batches == [["first"], ["a", "b"], ["large"], ["late"], ["larger"]]
+    assert scorer.held == []
+
+
+async def test_a_batch_grows_to_the_size_that_makes_sense_now() -> None:
+    scorer = Scorer()
+    async with running(scorer) as batcher:
+        tasks = await submit_all(batcher, [Work("a"), Work("b"), Work("c")])
+        scorer.limit = 3
+        tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in "defgh"]
+        await settle()
+        tasks.append(asyncio.create_task(batcher.submit(Work("more than makes sense", 4))))
+        await settle()
+        scorer.gate.set()
+        await asyncio.gather(*tasks)
+    assert scorer.batches == [["a"], ["b", "c", "d"], ["e", "f", "g"], ["h"], ["more than makes sense"]]
 
 
 async def test_another_model_s_work_is_not_put_to_the_batch_that_waits() -> None:
@@ -236,7 +286,7 @@ async def test_another_model_s_work_is_not_put_to_the_batch_that_waits() -> None
         await settle()
         scorer.gate.set()
         await asyncio.gather(*tasks)
-    assert scorer.batches == [["a"], ["b"], ["c", "d"], ["e"]], "in the order in which they came"
+    assert scorer.batches == [["a"], ["b", "e"], ["c", "d"]]
     assert scorer.held == []
 
 
