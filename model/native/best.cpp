@@ -2,8 +2,6 @@
 
 #include "best.hpp"
 
-#include <functional>
-
 extern "C" {
 
 // Bytes of scratch memory for one history after another of `rows` rows: a row of scores, and keys.
@@ -18,9 +16,7 @@ void lrea_best(const float* scores, const float* penalties, int64_t begin, int64
     for (int64_t each = begin; each < end; ++each) {
         const float* penalty = penalties == nullptr ? nullptr : penalties + each / share * rows;
         const int64_t collected = collect_best(scores + each * rows, penalty, rows, count, masked, keys);
-        const int64_t there = std::min(collected, count);
-        if (collected > count) std::nth_element(keys, keys + count, keys + collected, std::greater<int64_t>());
-        std::sort(keys, keys + there, std::greater<int64_t>());
+        const int64_t there = std::min(count, put_in_order(keys, collected, count));
         for (int64_t place = 0; place < count; ++place) {
             index[each * count + place] = place < there ? row_of(keys[place]) : 0;
             found[each * count + place] = place < there;

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <limits>
 
 namespace {
@@ -17,6 +18,9 @@ namespace {
 constexpr int64_t LANES = 16, GROUP_VECTORS = 16, GROUPS = LANES * GROUP_VECTORS;
 constexpr int64_t BLOCK_VECTORS = 32, BLOCK = LANES * BLOCK_VECTORS;  // one bit of an int32 for each vector
 
+constexpr int64_t KEY_LANES = 8, COUNTED_AT_ONCE = 4, COUNTED = 256;  // keys
+
+typedef int64_t Keys __attribute__((vector_size(KEY_LANES * 8)));
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 typedef float UnalignedFloats __attribute__((vector_size(LANES * 4), aligned(4)));
@@ -101,9 +105,14 @@ int64_t collect(const float* scores, const float* last, int64_t rows, float leas
         Ints passed = {};  // bit v of a lane: whether its row of vector v passes
         for (int64_t v = 0; v < BLOCK_VECTORS; ++v)
             passed |= (load(from + begin + v * LANES) >= least) & int32_t(1u << v);
-        for (int64_t lane = 0; lane < LANES; ++lane)
-            for (uint32_t bits = uint32_t(passed[lane]); bits; bits &= bits - 1) {
-                const int64_t row = begin + __builtin_ctz(bits) * LANES + lane;
+        int64_t lanes[LANES], some = 0;  // in which any passes: of most none does, and which those are no branch predicts
+        for (int64_t lane = 0; lane < LANES; ++lane) {
+            lanes[some] = lane;
+            some += passed[lane] != 0;
+        }
+        for (int64_t each = 0; each < some; ++each)
+            for (uint32_t bits = uint32_t(passed[lanes[each]]); bits; bits &= bits - 1) {
+                const int64_t row = begin + __builtin_ctz(bits) * LANES + lanes[each];
                 keys[found++] = key_of(from[row] + 0.0f, row);  // + 0 makes 0 of -0, which equals it
             }
     }
@@ -116,6 +125,34 @@ inline int64_t collect_best(const float* scores, const float* penalties, int64_t
                             int64_t* keys) {
     if (penalties == nullptr) return collect(scores, masked, rows, bound<true>(scores, nullptr, rows, count, masked), keys);
     return collect(masked, masked, rows, bound<false>(scores, penalties, rows, count, masked), keys);
+}
+
+// The largest key first: of at least `best` of them, or all. Returns of how many.
+// Of few, each one's place is how many are larger, counted: a sort mispredicts every other branch, and takes five times
+// as long. Many are there where many scores are equal.
+inline int64_t put_in_order(int64_t* keys, int64_t count, int64_t best) {
+    if (count > COUNTED) {
+        if (count > best) std::nth_element(keys, keys + best, keys + count, std::greater<int64_t>());
+        std::sort(keys, keys + std::min(count, best), std::greater<int64_t>());
+        return std::min(count, best);
+    }
+    Keys all[COUNTED / KEY_LANES];
+    int64_t* const flat = reinterpret_cast<int64_t*>(all);
+    std::copy(keys, keys + count, flat);
+    std::fill(flat + count, flat + COUNTED, std::numeric_limits<int64_t>::min());
+    for (int64_t begin = 0; begin < count; begin += COUNTED_AT_ONCE * KEY_LANES) {
+        const Keys* const mine = all + begin / KEY_LANES;
+        Keys larger[COUNTED_AT_ONCE] = {};
+        for (int64_t other = 0; other < count; ++other) {
+            const Keys its = Keys{} + flat[other];
+#pragma GCC unroll 4
+            for (int64_t v = 0; v < COUNTED_AT_ONCE; ++v) larger[v] -= its > mine[v];
+        }
+        const int64_t* const places = reinterpret_cast<const int64_t*>(larger);
+        for (int64_t each = begin; each < std::min(count, begin + COUNTED_AT_ONCE * KEY_LANES); ++each)
+            keys[places[each - begin]] = flat[each];
+    }
+    return count;
 }
 
 }  // namespace

@@ -56,18 +56,35 @@ def test_the_best_are_those_of_the_keys_in_their_order(
         assert torch.equal(index, wanted.masked_fill(~there, 0))
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize("agreeing", ["none", "some", "all"])
+@settings(max_examples=100, deadline=None)
 @SHAPES
 def test_turns_are_taken_as_by_torch(
-    users: int, candidates: int, rows: int, count: int, values: int, share: float, seed: int
+    agreeing: str, users: int, candidates: int, rows: int, count: int, values: int, share: float, seed: int
 ) -> None:
+    """The more the heads agree, the further their rankings are walked: to `count` rows of each, if all do."""
     torch.manual_seed(seed)
     scores, present = draw((users, candidates, 1 + seed % 4, rows), values), torch.rand(users, rows) < share
+    if agreeing != "none":
+        scores[:, int(agreeing == "some") :] = scores[:, int(agreeing == "some") :, :1]
     count = min(count, rows)
     wanted = turns_by_torch(scores, present, count)
     index, found = choose.turns(scores, present.unsqueeze(1), count)
     assert torch.equal(found, wanted.found_UKk)
     assert torch.equal(index, wanted.index_UKk.masked_fill(~found, 0))
+
+
+def test_no_head_loses_its_turn_because_little_of_its_ranking_was_collected() -> None:
+    """One whose scores are all equal is collected whole; the other agrees with it for 80 rows, and then does not."""
+    scores, count = torch.zeros(1, 1, 2, 300), 100
+    scores[0, 0, 1] = torch.arange(300).float()
+    scores[0, 0, 1, :80] = torch.arange(1000, 920, -1).float()
+    index, found = choose.turns(scores, torch.ones(1, 1, 300).bool(), count)
+    assert found.all()
+    assert index[0, 0].tolist() == [
+        *range(80),
+        *(row for pair in zip(range(80, 90), range(299, 289, -1), strict=True) for row in pair),
+    ]
 
 
 def test_scores_of_wider_tensors_and_several_threads_choose_the_same() -> None:
