@@ -83,12 +83,12 @@ class Backlog:
 
     @property
     def batch_now(self) -> int:
-        """Up to how many candidates a batch should grow, by what they take now."""
+        """Up to how many candidates a batch may grow, by what they take now; never more than `batch`."""
         return self._pace.batch
 
     def turn(self, candidates: int, deadline: float) -> float:
         """When so many that have just come should be computed; among those that wait, the smaller comes first."""
-        alone_s = BATCH_S * candidates / self._pace.batch
+        alone_s = BATCH_S * candidates / self.batch_now
         return min(self._clock() + LEAD * alone_s, deadline - alone_s)
 
     def show(self, metrics: Metrics) -> None:
@@ -131,7 +131,7 @@ def _refusal(found: str, wait_s: float | None) -> Overloaded:
 
 
 class _Pace:
-    """How long batches have lately taken, by their size. batch: how many candidates make one that is long enough."""
+    """How long batches have lately taken, by their size. batch: how many candidates, at most, take long enough."""
 
     def __init__(self, most: int) -> None:
         """most: candidates of one batch."""

@@ -34,7 +34,7 @@ class Steps(Protocol[W_contra, F, R_co]):
         """When one that has just come should be computed; among those that wait, the smaller comes first."""
 
     def most(self) -> int:
-        """The size up to which a batch should grow now."""
+        """The size up to which a batch may grow now; a larger work goes alone."""
 
     async def fetch(self, works: Sequence[W_contra]) -> F:
         """Get what the works need from elsewhere."""
@@ -70,14 +70,13 @@ class _Ready(NamedTuple, Generic[W, R, F]):
 class Batcher(Generic[W, F, R]):
     """`submit` from any number of tasks, `run` in one. At most one batch is in each step, and few wait in between."""
 
-    def __init__(self, steps: Steps[W, F, R], *, max_works: int, max_size: int) -> None:
+    def __init__(self, steps: Steps[W, F, R], *, max_works: int) -> None:
         """steps: after an exception in one of them, each work of the batch is tried alone.
 
-        max_works, max_size: what a batch may hold; a work larger than max_size goes alone.
+        max_works: how many a batch may hold; their size is bounded by `steps.most`.
         """
         self._steps = steps
         self._max_works = max_works
-        self._max_size = max_size
         self._queue: Queue[W, R] = Queue()
         self._ready: list[_Ready[W, R, F]] = []  # in the order in which they will be computed
         self._is_ready = asyncio.Event()  # or the gathering has ended
@@ -174,7 +173,7 @@ class Batcher(Generic[W, F, R]):
     def _take(self) -> Batch[W, R] | None:
         """The longest head of the queue that is one batch, without the works that nobody waits for any more.
 
-        Together with the batch that waits, if its first work is.
+        Together with a batch that waits, if its first work is.
         """
         head = self._queue.head()
         if head is None:
@@ -200,8 +199,7 @@ class Batcher(Generic[W, F, R]):
             batch.add(self._queue.pop())
 
     def _room(self, batch: Batch[W, R]) -> Room:
-        size = min(self._max_size, self._steps.most())
-        return Room(batch.group, self._max_works - len(batch.waiting), size - batch.size)
+        return Room(batch.group, self._max_works - len(batch.waiting), self._steps.most() - batch.size)
 
     # ---- the steps; no exception leaves them: it would end the loop, and everybody after would wait for ever
 

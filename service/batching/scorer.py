@@ -57,7 +57,7 @@ class Scorer:
         return self._backlog.turn(work.size, work.deadline)
 
     def most(self) -> int:
-        """The candidates up to which a batch should grow now, as the backlog says."""
+        """The candidates up to which a batch may grow now, as the backlog says."""
         return self._backlog.batch_now
 
     async def fetch(self, works: Sequence[ScoringJob]) -> Fetched:

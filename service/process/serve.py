@@ -170,7 +170,7 @@ def _device(settings: Settings) -> torch.device:
 
 
 def _batcher(settings: Settings, scorer: Scorer) -> Batcher[ScoringJob, Fetched, Score]:
-    return Batcher(scorer, max_works=settings.max_batch_requests, max_size=settings.max_batch_candidates)
+    return Batcher(scorer, max_works=settings.max_batch_requests)
 
 
 def _keys(settings: Settings, metrics: Metrics) -> KeyRing | None:

@@ -37,7 +37,7 @@ class Scorer:
         self.fetches: list[list[str]] = []
         self.batches: list[list[str]] = []
         self.held: list[list[str]] = []
-        self.limit = 1_000_000
+        self.limit = 100
         self.turns = count()
         self.joining: set[str] = set()  # names for which nothing has to be fetched
         self.fetch_gate = asyncio.Event()
@@ -85,10 +85,8 @@ class Scorer:
 
 
 @asynccontextmanager
-async def running(
-    scorer: Scorer, *, max_works: int = 10, max_size: int = 100
-) -> AsyncIterator[Batcher[Work, list[str], str]]:
-    batcher: Batcher[Work, list[str], str] = Batcher(scorer, max_works=max_works, max_size=max_size)
+async def running(scorer: Scorer, *, max_works: int = 10) -> AsyncIterator[Batcher[Work, list[str], str]]:
+    batcher: Batcher[Work, list[str], str] = Batcher(scorer, max_works=max_works)
     task = asyncio.create_task(batcher.run())
     yield batcher
     task.cancel()
@@ -346,7 +344,7 @@ async def test_an_error_in_the_gathering_ends_the_run_and_lets_nobody_wait() -> 
             raise RuntimeError("cannot merge")
 
     scorer = Broken()
-    batcher: Batcher[Work, list[str], str] = Batcher(scorer, max_works=10, max_size=100)
+    batcher: Batcher[Work, list[str], str] = Batcher(scorer, max_works=10)
     running_task = asyncio.create_task(batcher.run())
     tasks = await submit_all(batcher, [Work("a"), Work("b")])
     tasks.append(asyncio.create_task(batcher.submit(Work("c"))))

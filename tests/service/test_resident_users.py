@@ -211,7 +211,7 @@ async def pipeline(cache: Cache, slots: int = SLOTS) -> AsyncIterator[Pipeline]:
     users = UserCache(slots * TableShape.of(cache.bundle).slot_bytes, 0.05, metrics)
     with ComputeThread(asyncio.get_running_loop()) as thread:
         scorer = Scorer(UserLookup(store, users, metrics), store, Backlog(100_000, 40), thread, Tally(metrics))
-        batcher = Batcher(scorer, max_works=8, max_size=40)
+        batcher = Batcher(scorer, max_works=8)
         running = asyncio.create_task(batcher.run())
         try:
             yield Pipeline(batcher, users, thread, registry)
