@@ -101,12 +101,9 @@ class _Supervisor:
     status: int = 0
 
     def run(self, wait: Wait) -> int:
-        looked = time.monotonic()
         while self.stop_by is None or any(slot.process for slot in self.slots):
-            # Longer than a second between two looks, it is this process that stood still, or the whole machine.
-            elapsed_s, looked = min(1.0, time.monotonic() - looked), time.monotonic()
             for slot in self.slots:
-                self._look_after(slot, elapsed_s)
+                self._look_after(slot)
             self._look_at_all()
             for number in wait(TICK_S):
                 if number in (signal.SIGTERM, signal.SIGINT):
@@ -115,14 +112,14 @@ class _Supervisor:
             raise StartupError(self.fault)
         return self.status
 
-    def _look_after(self, slot: _Slot, elapsed_s: float) -> None:
+    def _look_after(self, slot: _Slot) -> None:
         if slot.process is None:
             if self.stop_by is None and time.monotonic() >= slot.start_at:
                 self._start(slot)
             return
         how = slot.process.how_it_ended()
         served = slot.process.serves
-        slot.process.hear(elapsed_s)  # after it may have ended: then what it said last is in the pipe
+        slot.process.hear()  # after it may have ended: then what it said last is in the pipe
         if slot.process.serves and not served:
             logger.info("%s serves", slot.process)
         if how is not None:
@@ -196,7 +193,7 @@ class _Supervisor:
         """
         processes = [slot.process for slot in self.slots if slot.process is not None]
         for process in processes:
-            process.hear(0.0)
+            process.hear()
         loading = [process for process in processes if not process.serves]
         for process in loading:
             process.send(signal.SIGTERM)

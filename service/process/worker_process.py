@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from service.process.place import Place, Reports
 
+MOST_SILENT_S = 1.0  # between two looks at a worker: longer, it was this process that stood still, or the whole machine
 KILLED_S = 1.0  # that the system has to end a process which it was told to kill
 
 
@@ -23,6 +24,7 @@ class WorkerProcess:
         """command: what comes before the argument that is the place. Raises OSError if the system starts no process."""
         self.refusal: str | None = None
         self.silent_s = 0.0
+        self._heard = time.monotonic()
         self._name = f"worker {place.number}"
         self._serves_since: float | None = None
         read_end, write_end = os.pipe()
@@ -50,9 +52,11 @@ class WorkerProcess:
     def served_s(self) -> float:
         return 0.0 if self._serves_since is None else time.monotonic() - self._serves_since
 
-    def hear(self, elapsed_s: float) -> None:
-        """Read what it has reported in the `elapsed_s` since the last call. Silence counts from its first beat on."""
+    def hear(self) -> None:
+        """Read what it has reported since the last call. Silence counts from its first beat on."""
         beat, refusal = self._reports.read()
+        elapsed_s = min(MOST_SILENT_S, time.monotonic() - self._heard)
+        self._heard = time.monotonic()
         self.refusal = self.refusal or refusal
         if beat and self._serves_since is None:
             self._serves_since = time.monotonic()
@@ -66,7 +70,7 @@ class WorkerProcess:
         """Return when it has ended. At `deadline`, on the monotonic clock, it is killed, unless it serves by then."""
         if self._ends_within(deadline - time.monotonic()):
             return
-        self.hear(0.0)
+        self.hear()
         if not self.serves:
             self.send(signal.SIGKILL)
             self._ends_within(KILLED_S)
