@@ -22,7 +22,7 @@ struct Ranking {
     // -1 after the last one.
     int64_t next() {
         while (walked == length && asked < most) {
-            asked = std::min(most, 2 * asked);
+            asked = std::min(most, 2 * std::max(asked, length));  // of more equals than asked for, all may have come
             make();
         }
         return walked < length ? row_of(keys[walked++]) : -1;

@@ -87,6 +87,14 @@ def test_no_head_loses_its_turn_because_little_of_its_ranking_was_collected() ->
     ]
 
 
+def test_a_ranking_that_held_more_than_was_asked_for_is_not_made_again_shorter() -> None:
+    """Of 86 asked for come the 200 of the two best scores. Of 172 asked for it would be all 512, cut to 172."""
+    scores, count = torch.tensor([2.0] * 40 + [1.0] * 60 + [0.0] * 156).repeat(2).expand(1, 1, 3, -1), 255
+    index, found = choose.turns(scores, torch.ones(1, 1, 512).bool(), count)
+    assert found.all()
+    assert torch.equal(index[0, 0], scores[0, 0, 0].argsort(stable=True, descending=True)[:count])
+
+
 def test_scores_of_wider_tensors_and_several_threads_choose_the_same() -> None:
     torch.manual_seed(0)
     wide, eligible = torch.randn(2, 700, 90), torch.rand(2, 1, 80) < 0.5
