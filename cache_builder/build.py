@@ -11,10 +11,10 @@ that the store has answered for, and a build without it deletes what was written
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from cache_builder.begin import begin_anew, check_inputs, lock_of, published_before
+from cache_builder.columns import columns_of, readable
 from cache_builder.drift import SAMPLED_USERS, check_norm_drift, check_score_drift, sample_records
 from cache_builder.errors import (
     BuilderError,
@@ -35,9 +35,7 @@ from cache_builder.options import BuildOptions, Summary, facts_of, versions
 from cache_builder.partition import (
     Partition,
     check_bad_rows,
-    columns_of,
     partition,
-    readable,
     remove_shards,
     shards_for,
     sync_shards,
@@ -50,15 +48,7 @@ from cache_builder.store import Store
 from cache_builder.work import Job, WorkFolder, check_same
 from cache_builder.workers import Workers
 from model.bundle import Bundle
-from model.cache_format import (
-    FORMAT_VERSION,
-    ActivePointer,
-    Manifest,
-    ManifestError,
-    Published,
-    manifest_key,
-    new_generation,
-)
+from model.cache_format import FORMAT_VERSION, ActivePointer, Manifest, ManifestError, Published, manifest_key
 from model.identifiers import Id
 from model.log.parquet_columns import DataError
 from model.progress import Reporter
@@ -95,67 +85,17 @@ def build(
             reporter.note(f"nothing to go on with in {options.work}: this build begins anew")
         if begun is not None:
             check_same(begun.facts, facts)
-            done = _published_before(store, options, begun)
+            job, lock = begun, lock_of(begun, store, options)
+            done = published_before(store, options, begun)
             if done is not None:
-                _begin(store, options, begun)[1].release()
+                lock.release()
                 copied = work.copied()
                 work.clear()
                 return _summary(done, Measured(0), begun, copied, read_active(store, options.key_prefix), started)
-        job, lock = _begin(store, options, begun) if begun else _begin_anew(bundle, store, options, work, facts)
+        else:
+            job, lock = begin_anew(bundle, store, options, work, facts)
         run = _Run(bundle, source, store, workers, options, reporter, find_bundle, work, lock, job)
         return run.all(started)
-
-
-def _begin(store: Store, options: BuildOptions, begun: Job) -> tuple[Job, BuildLock]:
-    lock = BuildLock(store, options.key_prefix, begun.published, options.lock_ttl_s, begun.lock.encode())
-    return begun, lock
-
-
-def _begin_anew(
-    bundle: Bundle, store: Store, options: BuildOptions, work: WorkFolder, facts: dict[str, Any]
-) -> tuple[Job, BuildLock]:
-    work.clear()
-    base = _base(bundle, store, options) if options.refresh else None
-    published = Published(bundle.model_id, new_generation(datetime.now(UTC)))
-    lock = BuildLock(store, options.key_prefix, published, options.lock_ttl_s)
-    job = Job(facts, published, time.time_ns() // 1_000_000, lock.value.decode(), base)
-    work.note(job)  # before the lock is taken: who goes on has to have it
-    return job, lock
-
-
-def _base(bundle: Bundle, store: Store, options: BuildOptions) -> Published | None:
-    """The published generation, if its records can be copied; None where nothing is published."""
-    pointer = read_active(store, options.key_prefix)
-    if pointer is None:
-        return None
-    base = pointer.current
-    if base.model_id != bundle.model_id:
-        raise InputError(
-            f"the published generation {base.generation} is of model {base.model_id}, the bundle is {bundle.model_id}: "
-            "no record of it can be copied; use build"
-        )
-    manifest = read_manifest(store, options.key_prefix, base)
-    if manifest is not None and manifest.precision != options.precision:
-        raise InputError(
-            f"the published generation {base.generation} is stored as {manifest.precision}, this one as "
-            f"{options.precision}: give --precision {manifest.precision}, or use build"
-        )
-    return base
-
-
-def check_inputs(bundle: Bundle, options: BuildOptions) -> None:
-    """Raises InputError if bundle and options do not fit together."""
-    if not bundle.config.cacheable:
-        raise InputError(
-            f"model {bundle.model_id} cannot be cached: its long attention {bundle.config.long_attention} reads the "
-            'whole history for every candidate; build the cache of a model with long_attention = "lrea" (or "none")'
-        )
-    cut = bundle.metadata.get("as_of")
-    if options.as_of is not None and cut is not None and options.as_of < cut:
-        raise InputError(
-            f"as-of {options.as_of} is before the training cut {cut} of model {bundle.model_id}, "
-            f"which has seen what such a cache would not: build as of {cut} or later"
-        )
 
 
 class _Run:
@@ -388,14 +328,6 @@ class _Run:
             self._lock.release()
         except (StoreError, ManifestError) as error:
             self._reporter.note(f"the build is done, but its lock stays until it expires: {error}")
-
-
-def _published_before(store: Store, options: BuildOptions, begun: Job) -> Manifest | None:
-    """The manifest of what was begun, if the process before this one had published it when it ended."""
-    pointer = read_active(store, options.key_prefix)
-    if pointer is None or pointer.current != begun.published:
-        return None
-    return read_manifest(store, options.key_prefix, begun.published)
 
 
 def _unknown_share(ledgers: Sequence[ShardLedger]) -> float:

@@ -10,8 +10,8 @@ Rows that no history can be made of go to a quarantine file with the reason, and
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cache_builder.columns import REQUIRED, Columns, readable
 from cache_builder.errors import InputError
 from cache_builder.mend import mend
 from cache_builder.source import Source, SourceFile
-from model.bundle import Bundle
 from model.cache_format import MAX_USER_BYTES
 from model.identifiers import IdKind
 from model.log.parquet_columns import DataError, column_kind, plain_type
@@ -33,8 +33,6 @@ _HASH_SEED = 0
 # Of our own, so that nothing else that lies in a work folder is ever taken for a shard, or deleted.
 _SHARDS, _MENDED = "lrea-shards", "lrea-mended"
 _REASON, _SHARD, _ROW, _FILE = "__reason", "__shard", "__row", "__file"
-_REQUIRED = ("user_id", "item_id", "timestamp")
-_OPTIONAL = ("label", "in_history", "session_id")
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -53,41 +51,6 @@ class Partition:
         return self.bad_rows / max(1, self.rows)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What the files' columns have to be: ids of the model's kinds, and the same optional columns in every file."""
-
-    user_kind: IdKind
-    item_kind: IdKind
-    user_features: Mapping[str, IdKind]  # of the users table
-    optional: tuple[str, ...] = ()
-
-    def refusal(self, schema: pa.Schema) -> str | None:
-        """Why a file of this schema cannot be read, None if it can."""
-        for name in (*_REQUIRED, *self.optional):
-            if name not in schema.names:
-                others = ", which other files have" if name in self.optional else ""
-                return f"there is no column {name!r}{others}, found {schema.names}"
-            if schema.names.count(name) > 1:
-                return f"there are {schema.names.count(name)} columns {name!r}"
-        for name, kind in (("user_id", self.user_kind), ("item_id", self.item_kind)):
-            found = column_kind(plain_type(schema.field(name).type))
-            if found != kind:
-                held = f"{found}s" if found else str(schema.field(name).type)
-                return f"{name} holds {held}, the model was trained on {kind}s"
-        types = {name: plain_type(schema.field(name).type) for name in schema.names}
-        if not pa.types.is_integer(types["timestamp"]):
-            return f"timestamp is {types['timestamp']}, wanted an integer"
-        label, flag = types.get("label", pa.int8()), types.get("in_history", pa.bool_())
-        if not (pa.types.is_integer(label) or pa.types.is_boolean(label) or pa.types.is_null(label)):
-            return f"label is {label}, wanted integers 1 and 0, or null"
-        if not pa.types.is_boolean(flag):
-            return f"in_history is {flag}, wanted a bool"
-        if column_kind(types.get("session_id", pa.int64())) is None:
-            return f"session_id is {types['session_id']}, wanted integers or strings"
-        return None
-
-
 def partition(source: Source, columns: Columns, shards: int, folder: Path, as_of: int | None) -> Partition:
     """Write `folder`/lrea-shards/00000 and so on, a data folder per shard that has a row, and the quarantine.
 
@@ -102,7 +65,7 @@ def partition(source: Source, columns: Columns, shards: int, folder: Path, as_of
         except pl.exceptions.PolarsError as error:
             if is_disk_full(error):
                 raise
-            files, lost = mend(files, [*_REQUIRED, *columns.optional], folder / _MENDED)
+            files, lost = mend(files, [*REQUIRED, *columns.optional], folder / _MENDED)
             if not lost or not files:
                 raise
             refused += lost
@@ -151,42 +114,6 @@ def shard_folder(folder: Path, shard: int) -> Path:
     return folder / _SHARDS / f"{shard:05d}"
 
 
-def columns_of(source: Source, bundle: Bundle) -> Columns:
-    """The columns that the files of a source have to have: an optional one that any of them has, all have to have.
-
-    A file without it would have its rows read otherwise than the rest: one without labels as all clicks.
-    """
-    features = {name: vocabulary.kind for name, vocabulary in bundle.user_features.vocabularies.items()}
-    columns = Columns(bundle.user_kind, bundle.item_kind, features)
-    found = {name for file in source.interactions if not columns.refusal(file.schema) for name in file.schema.names}
-    return replace(columns, optional=tuple(name for name in _OPTIONAL if name in found))
-
-
-def readable(source: Source, columns: Columns) -> tuple[list[SourceFile], list[tuple[str, int, str]]]:
-    """Files of interactions that can be read, and (name, rows, reason) of those that cannot.
-
-    How many rows an unreadable file has is not known: it counts as many as the others have in so many bytes.
-    Raises DataError where none can, or where the users table does not have what the model reads.
-    """
-    per_byte = source.rows / sum(file.size for file in source.interactions)
-    refused = [
-        (file.name, max(1, round(file.size * per_byte)), f"the file is not readable Parquet: {file.error}")
-        for file in source.unreadable
-    ]
-    files = []
-    for file in source.interactions:
-        reason = columns.refusal(file.schema)
-        if reason is None:
-            files.append(file)
-        else:
-            refused.append((file.name, file.rows, reason))
-    if not files:
-        name, _, reason = refused[-1]
-        raise DataError(f"{source.place}: {name}: {reason}: cast it, or give the data that the model was trained on")
-    _check_users(source, columns)
-    return files, refused
-
-
 def _key(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
 
@@ -205,7 +132,7 @@ def _rows_of(files: Sequence[SourceFile], columns: Columns) -> pl.LazyFrame:
         kind = column_kind(types["session_id"])
         assert kind is not None
         taken.append(_id("session_id", kind))
-    named = [name for name in (*_REQUIRED, "label") if name in types]
+    named = [name for name in (*REQUIRED, "label") if name in types]
     given = [pl.col(name).is_null().alias(f"__null_{name}") for name in named]
     reason = pl.coalesce([pl.when(bad).then(pl.lit(text)) for bad, text in _tests(columns)])
     return scan.select(*taken, *given, _ROW, _FILE).with_columns(reason.alias(_REASON)).drop("^__null_.*$")
@@ -216,7 +143,7 @@ def _id(name: str, kind: IdKind) -> pl.Expr:
 
 
 def _tests(columns: Columns) -> Iterator[tuple[pl.Expr, str]]:
-    for name in _REQUIRED:
+    for name in REQUIRED:
         yield pl.col(f"__null_{name}"), f"{name} is null"
         yield pl.col(name).is_null(), f"{name} is beyond a signed 64-bit integer"
     if columns.user_kind == "string":
@@ -239,20 +166,6 @@ def _write_shards(rows: pl.LazyFrame, shards: int, folder: Path, name: str) -> N
         folder / _SHARDS, key=_SHARD, include_key=False, file_path_provider=place, approximate_bytes_per_file=None
     )
     sharded.sink_parquet(target, mkdir=True, compression="lz4", statistics=False)
-
-
-def _check_users(source: Source, columns: Columns) -> None:
-    """Raise DataError unless the users table has the columns that the model reads."""
-    wanted = dict(columns.user_features)
-    if wanted and not source.users:
-        raise DataError(f"{source.place} has no users.parquet, the model reads {list(wanted)} from it: add it")
-    for file in source.users if wanted else ():
-        for name, kind in ({"user_id": columns.user_kind} | wanted).items():
-            if name not in file.schema.names:
-                raise DataError(f"{file.name} has no column {name!r}, found {file.schema.names}: add it")
-            found = plain_type(file.schema.field(name).type)
-            if column_kind(found) != kind and not pa.types.is_null(found):
-                raise DataError(f"{file.name}: column {name!r} is {found}, the model was trained on {kind}s: cast it")
 
 
 def _write_users(files: Sequence[SourceFile], columns: Columns, shards: int, folder: Path) -> None:
@@ -280,7 +193,7 @@ def _quarantine(rows: pl.LazyFrame | None, refused: Sequence[tuple[str, int, str
     path.unlink(missing_ok=True)
     whole = pl.DataFrame(
         [(name, None, reason, None, None, None) for name, _, reason in refused],
-        schema=dict.fromkeys(("file", "row", "reason", *_REQUIRED), pl.String),
+        schema=dict.fromkeys(("file", "row", "reason", *REQUIRED), pl.String),
         orient="row",
     ).with_columns(pl.col("row").cast(pl.Int64))
     if rows is None:
@@ -291,7 +204,7 @@ def _quarantine(rows: pl.LazyFrame | None, refused: Sequence[tuple[str, int, str
         pl.col(_FILE).alias("file"),
         pl.col(_ROW).cast(pl.Int64).alias("row"),
         pl.col(_REASON).alias("reason"),
-        *(pl.col(name).cast(pl.String) for name in _REQUIRED),
+        *(pl.col(name).cast(pl.String) for name in REQUIRED),
     )
     pl.concat([bad, whole.lazy()]).sink_parquet(path)
 

@@ -7,8 +7,9 @@ before each flip (shard.py), byte for byte.
 import tempfile
 from pathlib import Path
 
+from cache_builder.columns import columns_of
 from cache_builder.errors import VerifyError
-from cache_builder.partition import columns_of, partition, shard_folder, shards_for, shards_in
+from cache_builder.partition import partition, shard_folder, shards_for, shards_in
 from cache_builder.publish import read_active, read_manifest
 from cache_builder.records import make_records
 from cache_builder.same_record import difference

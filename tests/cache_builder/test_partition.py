@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cache_builder.columns import columns_of
 from cache_builder.errors import InputError
 from cache_builder.partition import (
     QUARANTINE,
     Partition,
     check_bad_rows,
-    columns_of,
     partition,
     shard_folder,
     shards_in,
@@ -223,7 +223,8 @@ def test_a_full_disk_is_told_from_a_bad_file(tmp_path: Path, world: World) -> No
     """The limit of a file's size stands for it: the same error of the system, and no file system is filled."""
     program = (
         "import resource, sys; from pathlib import Path\n"
-        "from cache_builder.partition import columns_of, partition\n"
+        "from cache_builder.columns import columns_of\n"
+        "from cache_builder.partition import partition\n"
         "from cache_builder.source import open_source; from model.bundle import load_bundle\n"
         "source, bundle = open_source(sys.argv[1]), load_bundle(Path(sys.argv[2]))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

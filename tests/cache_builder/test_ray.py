@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from cache_builder.build import build
+from cache_builder.columns import columns_of
 from cache_builder.errors import LockLostError
 from cache_builder.lock import BuildLock
 from cache_builder.options import BuildOptions
-from cache_builder.partition import columns_of, partition, shards_in
+from cache_builder.partition import partition, shards_in
 from cache_builder.publish import read_active, read_manifest
 from cache_builder.ray_workers import RayWorkers
 from cache_builder.shard import ShardTask, ignored

@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from cache_builder.columns import columns_of
 from cache_builder.errors import FlipRefusedError, InputError, VerifyError
 from cache_builder.lock import BuildLock
 from cache_builder.options import BuildOptions, Summary
-from cache_builder.partition import columns_of, partition, shards_for, shards_in
+from cache_builder.partition import partition, shards_for, shards_in
 from cache_builder.publish import read_active
 from cache_builder.shard import ShardTask, ignored
 from cache_builder.source import open_source

