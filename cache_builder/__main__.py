@@ -272,7 +272,7 @@ def _engine(name: str) -> "type[Processes] | type[RayWorkers]":
     try:
         from cache_builder.ray_workers import RayWorkers  # noqa: PLC0415  an extra: only this function needs it
     except ImportError as error:
-        raise InputError("--engine ray needs Ray: pip install 'lrea[ray]', or leave it out") from error
+        raise InputError("--engine ray needs Ray: pip install '.[ray]' in the checkout, or leave it out") from error
     return RayWorkers
 
 

