@@ -90,7 +90,8 @@ class Backlog:
     def turn(self, candidates: int, deadline: float) -> float:
         """When so many that have just come should be computed; among those that wait, the smaller comes first."""
         alone_s = self._pace.alone_s(candidates)
-        return min(self._clock() + LEAD * alone_s, deadline - alone_s)
+        now = self._clock()
+        return now + max(0.0, min(LEAD * alone_s, deadline - now - alone_s))
 
     def show(self, metrics: Metrics) -> None:
         """Set the gauges."""

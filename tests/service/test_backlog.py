@@ -228,6 +228,14 @@ def test_nobody_s_turn_is_when_it_is_too_late_for_him(service: Service) -> None:
     assert service.backlog.turn(4000, now_s + 0.06) == pytest.approx(now_s + 0.02), "40 ms of work, 60 ms to wait"
 
 
+def test_nobody_s_turn_is_before_he_came(service: Service) -> None:
+    """As it would be for large requests after a machine stood still, and small ones would wait for all of them."""
+    service.enter(100)
+    service.score_batch(stood_still_s=10)
+    assert service.backlog.turn(4000, service.now_s + 1) == service.now_s
+    assert service.backlog.turn(100, service.now_s + 0.001) == service.now_s
+
+
 def test_turns_of_one_size_are_in_the_order_of_coming() -> None:
     service = Service()
     first = service.backlog.turn(10, 1e9)
