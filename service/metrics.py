@@ -79,7 +79,7 @@ class Metrics:
         )
         self.batch_candidates_limit = Gauge(
             "lrea_batch_candidates_limit",
-            "Candidates up to which a batch grows now: what takes 25 ms at the pace of the last batches",
+            "Candidates up to which a batch grows now: what takes 25 ms to compute, at the pace of the last batches",
             registry=registry,
             multiprocess_mode="livemin",
         )
@@ -157,7 +157,10 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        # The least of several workers' values is shown: what one that still loads its model says must not be less.
         self.api_key_expiry_seconds.set(math.inf)
+        self.batch_candidates_limit.set(math.inf)
+        self.store_up.set(1)
 
     def show_breaker(self, is_open: bool) -> None:
         """The store's circuit has opened or closed."""

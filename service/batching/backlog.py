@@ -31,7 +31,7 @@ SHARE_OF_PATIENCE = 0.5
 # was before, and so many seconds of work, that a machine that turns slow is seen.
 MEMORY_CANDIDATES, MEMORY_S = 200_000.0, 1.0
 MEMORY_BYTES = 8 * MEMORY_CANDIDATES
-# How long a batch may take: what does not depend on the number of candidates is 3 % of it.
+# How long the computing of a batch may take: what does not depend on the number of candidates is 3 % of it.
 BATCH_S = 0.025
 KEPT_BY_A_BATCH = 0.9  # of what is known of that, by each that says something of it
 # After how many times its own computing a request's turn comes. In a simulated queue at 0.7 of its capacity, the p99 of
@@ -52,6 +52,7 @@ class Backlog:
         self._waiting = 0
         self._computing = 0  # some of them may have left: they are in nobody's way only when the batch is done
         self._busy_since = 0.0  # since the first came, or the last batch was done
+        self._begun_at = 0.0
         self._pace = _Pace(batch)
         self._candidates_per_byte = _RecentRatio()
 
@@ -88,8 +89,9 @@ class Backlog:
 
     def turn(self, candidates: int, deadline: float) -> float:
         """When so many that have just come should be computed; among those that wait, the smaller comes first."""
-        alone_s = BATCH_S * candidates / self.batch_now
-        return min(self._clock() + LEAD * alone_s, deadline - alone_s)
+        alone_s = self._pace.alone_s(candidates)
+        now = self._clock()
+        return now + max(0.0, min(LEAD * alone_s, deadline - now - alone_s))
 
     def show(self, metrics: Metrics) -> None:
         """Set the gauges."""
@@ -100,12 +102,13 @@ class Backlog:
     def begun(self, candidates: int) -> None:
         """The computing of a batch of so many has begun."""
         self._computing = candidates
+        self._begun_at = self._clock()
 
     def done(self, *, scored: bool) -> None:
         """It has ended; only of one that was scored there is something to learn."""
         now = self._clock()
         if scored:
-            self._pace.learn(now - self._busy_since, self._computing)
+            self._pace.learn(now - self._busy_since, now - self._begun_at, self._computing)
         self._computing = 0
         self._busy_since = now
 
@@ -136,19 +139,30 @@ class _Pace:
     def __init__(self, most: int) -> None:
         """most: candidates of one batch."""
         self.batch = self._most = most
+        self._enough: float = most  # candidates that take long enough, which may be more than a batch may have
         self._whole = _RecentRatio()  # of batches that say how many are enough: small ones are dear in other ways
         self._sizes = [_RecentRatio() for _ in range(_size_class(most) + 1)]
 
-    def learn(self, seconds: float, candidates: int) -> None:
+    def learn(self, seconds: float, computing_s: float, candidates: int) -> None:
+        """seconds: since the batch before, with all that was done for this one. computing_s: of them, its computing.
+
+        How large batches should be is learnt from their computing. A store that takes 30 ms takes them for one user
+        and for 64: batches made smaller for that would each wait as long, and be ever smaller, down to one request.
+        """
         kept = _kept(seconds / MEMORY_S, candidates / MEMORY_CANDIDATES)
         for size in self._sizes:  # what is known of other sizes gets old too
             size.fade(kept)
         self._sizes[self._class_of(candidates)].add(seconds, candidates)
-        if seconds >= BATCH_S / 2 or candidates >= self.batch / 2:
+        if computing_s >= BATCH_S / 2 or candidates >= self.batch / 2:
             self._whole.fade(KEPT_BY_A_BATCH)
-            self._whole.add(seconds, candidates)
+            self._whole.add(computing_s, candidates)
         if self._whole.pairs >= ENOUGH:
-            self.batch = max(1, int(min(self._most, self._whole.per(BATCH_S))))
+            self._enough = self._whole.per(BATCH_S)
+            self.batch = max(1, int(min(self._most, self._enough)))
+
+    def alone_s(self, candidates: int) -> float:
+        """How long the computing of so many takes, in batches of which nothing else is part."""
+        return BATCH_S * candidates / self._enough
 
     def seconds(self, candidates: int) -> float | None:
         """How long so many take, in batches as large as they make; None where nobody can say.

@@ -31,18 +31,20 @@ class Landed:
     """What a reader got of each user. To be given to `Flights.release`."""
 
     payloads: Mapping[Id, Payload]
-    flights: Mapping[_Key, _Read]
+    flights: Sequence[tuple[_Key, _Read]]  # of one user there may be two, in any order: each is to be forgotten
 
     def with_more(self, more: "Landed", but_not: Container[Id]) -> "Landed":
         """This and more of the same model and generation, as one to be released.
 
         but_not: users whose bytes are of no use any more.
         """
-        payloads = {**self.payloads, **more.payloads}  # a later read is of the same bytes, or newer ones
+        payloads = {**self.payloads, **more.payloads}
+        for user_id, got in self.payloads.items():
+            if isinstance(payloads[user_id], StoreError):  # one of the two may have got an answer
+                payloads[user_id] = got
         return Landed(
             {user_id: got for user_id, got in payloads.items() if user_id not in but_not},
-            # Of two flights of one user the later one: the earlier has been forgotten, or there is only one.
-            {**self.flights, **more.flights},
+            (*self.flights, *more.flights),
         )
 
 
@@ -62,14 +64,14 @@ class Flights:
             while wanted:
                 await self._fly(wanted, flights)
                 wanted = [key for key, read in flights.items() if read.result() is None]
-            return Landed({key[2]: _payload(read, key[2]) for key, read in flights.items()}, flights)
+            return Landed({key[2]: _payload(read, key[2]) for key, read in flights.items()}, tuple(flights.items()))
         except BaseException:
             self._forget((key, read) for key, read in flights.items() if read.done())
             raise
 
     def release(self, landed: Landed) -> None:
         """Let go, once: it is decoded, or not wanted any more."""
-        self._forget(landed.flights.items())
+        self._forget(landed.flights)
 
     async def _fly(self, keys: Sequence[_Key], flights: _Flights) -> None:
         """Read those whom nobody is reading, and wait for the others; `flights` says which read is whose."""

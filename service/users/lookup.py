@@ -47,7 +47,7 @@ class Fetched:
     reading: Stages = field(default_factory=Stages)  # of those for whom this was fetched
     stages: Stages = field(default_factory=Stages)  # what comes after, of the whole batch
     pinned: dict[Id, Pinned] = field(default_factory=dict)
-    landed: Landed = field(default_factory=lambda: Landed({}, {}))
+    landed: Landed = field(default_factory=lambda: Landed({}, ()))
     trouble: str | None = None  # of everybody who is not pinned
 
     def has(self, user_id: Id) -> bool:

@@ -16,22 +16,22 @@ PATIENCE_S = 0.25  # 12,500 candidates at that pace, 25,000 without a margin
 class Service:
     """A backlog that is worked off at a steady pace, in batches as large as they can be."""
 
-    def __init__(self, most: int = 1_000_000, ms_per_candidate: float = MS_PER_CANDIDATE) -> None:
+    def __init__(self, most: int = 1_000_000, ms_per_candidate: float = MS_PER_CANDIDATE, batch: int = BATCH) -> None:
         self.now_s = 100.0
         self.ms_per_candidate = ms_per_candidate
-        self.backlog = Backlog(most, BATCH, lambda: self.now_s)
+        self.backlog = Backlog(most, batch, lambda: self.now_s)
         self.waiting: list[int] = []
 
     def enter(self, candidates: int = REQUEST, patience_s: float = PATIENCE_S) -> None:
         self.backlog.enter(candidates, 8 * candidates, patience_s)
         self.waiting.append(candidates)
 
-    def score_batch(self) -> None:
+    def score_batch(self, *, stood_still_s: float = 0.0) -> None:
         batch = [self.waiting.pop(0)]
         while self.waiting and sum(batch) + self.waiting[0] <= BATCH:
             batch.append(self.waiting.pop(0))
         self.backlog.begun(sum(batch))
-        self.now_s += sum(batch) * self.ms_per_candidate / 1e3
+        self.now_s += sum(batch) * self.ms_per_candidate / 1e3 + stood_still_s
         self.backlog.done(scored=True)
         for candidates in batch:
             self.backlog.leave(candidates)
@@ -228,6 +228,14 @@ def test_nobody_s_turn_is_when_it_is_too_late_for_him(service: Service) -> None:
     assert service.backlog.turn(4000, now_s + 0.06) == pytest.approx(now_s + 0.02), "40 ms of work, 60 ms to wait"
 
 
+def test_nobody_s_turn_is_before_he_came(service: Service) -> None:
+    """As it would be for large requests after a machine stood still, and small ones would wait for all of them."""
+    service.enter(100)
+    service.score_batch(stood_still_s=10)
+    assert service.backlog.turn(4000, service.now_s + 1) == service.now_s
+    assert service.backlog.turn(100, service.now_s + 0.001) == service.now_s
+
+
 def test_turns_of_one_size_are_in_the_order_of_coming() -> None:
     service = Service()
     first = service.backlog.turn(10, 1e9)
@@ -269,14 +277,34 @@ def test_lone_small_requests_do_not_make_batches_small() -> None:
 
 def test_a_machine_that_stood_still_makes_small_batches_for_a_second_at_most(service: Service) -> None:
     service.enter()
-    service.now_s += 30
-    service.score_batch()
+    service.score_batch(stood_still_s=30)
     began_s = service.now_s
     while service.now_s < began_s + 1:
         for _ in range(8):
             service.enter(max(1, service.backlog.batch_now // 8), patience_s=100)
         service.score_batch()
     assert service.backlog.batch_now == pytest.approx(2500, rel=0.1)
+
+
+def test_a_slow_store_makes_no_small_batches(service: Service) -> None:
+    """Smaller ones would each wait as long for it, and be ever smaller."""
+    for _ in range(1000):
+        service.enter()
+        service.now_s += 0.04  # its users are read
+        service.score_batch()
+    assert service.backlog.batch_now == pytest.approx(2500, abs=1)
+    assert service.fill().detail.startswith("the answer would take about 150 ms"), "and all wait for it"
+
+
+@pytest.mark.parametrize("batch", [1, 100, BATCH, 100 * BATCH])
+def test_a_turn_depends_on_what_a_request_takes_however_large_a_batch_may_be(batch: int) -> None:
+    """At 0.01 ms for each, whether or not so many may be one batch."""
+    service = Service(batch=batch)
+    for _ in range(100):
+        service.enter(100 * BATCH)
+        service.score_batch()
+    now_s = service.now_s
+    assert service.backlog.turn(4000, now_s + 1) == pytest.approx(now_s + 3 * 0.04)
 
 
 def test_the_gauge_says_how_far_a_batch_grows(service: Service) -> None:

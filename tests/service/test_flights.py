@@ -202,3 +202,27 @@ async def test_what_is_put_together_is_let_go_together_also_where_a_user_was_rea
     flights.release(together)
     assert (await flights.read(MODEL, GENERATION, [1, 2, 3])).payloads[1] == b"record of 1"
     assert reads.asked[2:] == [[1, 2, 3]], "a flight that nobody lets go of answers for ever"
+
+
+async def test_what_was_read_earlier_may_be_put_to_what_was_read_later(reads: Reads) -> None:
+    """A batch that gives way to one whose turn comes first may become a part of that one."""
+    reads.gate.set()
+    flights = Flights(reads.read_records)
+    first = await flights.read(MODEL, GENERATION, [1])
+    joined = await flights.read(MODEL, GENERATION, [1, 2])
+    flights.release(first)
+    later = await flights.read(MODEL, GENERATION, [1, 3])
+    assert reads.asked == [[1], [2], [1, 3]]
+    flights.release(later.with_more(joined, but_not=()))
+    await flights.read(MODEL, GENERATION, [1, 2, 3])
+    assert reads.asked[3:] == [[1, 2, 3]], "a flight that nobody lets go of keeps its bytes, and answers for ever"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_reads_put_together_the_one_that_was_answered_counts(first: bool) -> None:
+    answered = Landed({1: b"record of 1", 2: None}, ())
+    failed = Landed(dict.fromkeys([1, 2, 3], StoreTimeout("no answer")), ())
+    together = answered.with_more(failed, but_not=()) if first else failed.with_more(answered, but_not=())
+    assert together.payloads[1] == b"record of 1"
+    assert together.payloads[2] is None
+    assert isinstance(together.payloads[3], StoreTimeout)

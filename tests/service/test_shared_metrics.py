@@ -57,6 +57,11 @@ def test_the_store_is_up_where_all_workers_reach_it(tmp_path: Path) -> None:
     assert "lrea_store_up 0.0" in work(tmp_path, 1, "metrics.store_up.set(0)")
 
 
+def test_a_worker_that_still_loads_does_not_make_the_least_of_all_values_zero(tmp_path: Path) -> None:
+    work(tmp_path, 0, "metrics.store_up.set(1); metrics.batch_candidates_limit.set(5000)")
+    assert {"lrea_store_up 1.0", "lrea_batch_candidates_limit 5000.0"} <= set(work(tmp_path, 1, ""))
+
+
 def test_models_are_shown_while_some_worker_serves_them(tmp_path: Path) -> None:
     def shown(number: int, lines: str) -> list[str]:
         return [line.partition("{")[2] for line in work(tmp_path, number, lines) if line.startswith("lrea_model_info{")]
