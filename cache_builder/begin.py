@@ -34,13 +34,15 @@ def begin_anew(
 ) -> tuple[Job, BuildLock]:
     """A new generation's job, noted in the work folder, and its lock, which is not taken yet.
 
-    Raises InputError if the records of the published generation are to be copied and cannot be.
+    Raises InputError if the records of the published generation are to be copied and cannot be, and LockHeldError if
+    another build is running: what a stopped build has left is then still there to go on with.
     """
-    work.clear()
     base = _base(bundle, store, options) if options.refresh else None
     published = Published(bundle.model_id, new_generation(datetime.now(UTC)))
     lock = BuildLock(store, options.key_prefix, published, options.lock_ttl_s)
+    lock.check_free()
     job = Job(facts, published, time.time_ns() // 1_000_000, lock.value.decode(), base)
+    work.clear()
     work.note(job)  # before the lock is taken: who goes on has to have it
     return job, lock
 
