@@ -31,10 +31,13 @@ JOIN_S = 2.0  # a renewal may be waiting for a store that hangs; it harms nobody
 # Taking the lock and noting the generation are one step: what is written later is on record before its first byte. A
 # build that goes on takes its lock again, which may not have expired, and only if its generation is still noted: else
 # somebody has begun to delete it. The same holds for what is published after its build has ended.
+# A full store refuses a script that begins with a write which may need memory, and no later one: DEL goes first, or
+# nobody could free memory there.
 _ACQUIRE = """
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then return held end
 if ARGV[4] == 'noted' and redis.call('SISMEMBER', KEYS[2], ARGV[3]) == 0 then return 'gone' end
+redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if ARGV[4] == 'new' then redis.call('SADD', KEYS[2], ARGV[3]) end
 return false

