@@ -12,6 +12,7 @@ from cache_builder.store import Store
 from cache_builder.work import Job, WorkFolder
 from model.bundle import Bundle
 from model.cache_format import Manifest, Published, new_generation
+from model.log.behaviours import in_another_unit
 
 
 def check_inputs(bundle: Bundle, options: BuildOptions) -> None:
@@ -26,6 +27,11 @@ def check_inputs(bundle: Bundle, options: BuildOptions) -> None:
         raise InputError(
             f"as-of {options.as_of} is before the training cut {cut} of model {bundle.model_id}, "
             f"which has seen what such a cache would not: build as of {cut} or later"
+        )
+    if options.as_of is not None and cut is not None and in_another_unit(options.as_of, cut):
+        raise InputError(
+            f"as-of {options.as_of} is in another unit than the training cut {cut} of model {bundle.model_id}: "
+            "give T in the unit of the log's timestamps"
         )
 
 

