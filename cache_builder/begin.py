@@ -12,6 +12,7 @@ from cache_builder.store import Store
 from cache_builder.work import Job, WorkFolder
 from model.bundle import Bundle
 from model.cache_format import Manifest, Published, new_generation
+from model.log.behaviours import in_another_unit
 
 
 def check_inputs(bundle: Bundle, options: BuildOptions) -> None:
@@ -27,6 +28,11 @@ def check_inputs(bundle: Bundle, options: BuildOptions) -> None:
             f"as-of {options.as_of} is before the training cut {cut} of model {bundle.model_id}, "
             f"which has seen what such a cache would not: build as of {cut} or later"
         )
+    if options.as_of is not None and cut is not None and in_another_unit(options.as_of, cut):
+        raise InputError(
+            f"as-of {options.as_of} is in another unit than the training cut {cut} of model {bundle.model_id}: "
+            "give T in the unit of the log's timestamps"
+        )
 
 
 def begin_anew(
@@ -34,13 +40,15 @@ def begin_anew(
 ) -> tuple[Job, BuildLock]:
     """A new generation's job, noted in the work folder, and its lock, which is not taken yet.
 
-    Raises InputError if the records of the published generation are to be copied and cannot be.
+    Raises InputError if the records of the published generation are to be copied and cannot be, and LockHeldError if
+    another build is running: what a stopped build has left is then still there to go on with.
     """
-    work.clear()
     base = _base(bundle, store, options) if options.refresh else None
     published = Published(bundle.model_id, new_generation(datetime.now(UTC)))
     lock = BuildLock(store, options.key_prefix, published, options.lock_ttl_s)
+    lock.check_free()
     job = Job(facts, published, time.time_ns() // 1_000_000, lock.value.decode(), base)
+    work.clear()
     work.note(job)  # before the lock is taken: who goes on has to have it
     return job, lock
 

@@ -25,15 +25,19 @@ from model.cache_format import ActivePointer, ManifestError, Published, active_k
 LOCK_TTL_S = 60.0
 RENEWALS_PER_TTL = 4
 LOST = "the build lock expired or was taken over during the build: look who builds, then build again"
+WAIT = f"wait until it ends or, where it was killed, {LOCK_TTL_S:g} s until its lock expires"
 JOIN_S = 2.0  # a renewal may be waiting for a store that hangs; it harms nobody, since the lock's value is gone
 
 # Taking the lock and noting the generation are one step: what is written later is on record before its first byte. A
 # build that goes on takes its lock again, which may not have expired, and only if its generation is still noted: else
 # somebody has begun to delete it. The same holds for what is published after its build has ended.
+# A full store refuses a script that begins with a write which may need memory, and no later one: DEL goes first, or
+# nobody could free memory there.
 _ACQUIRE = """
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then return held end
 if ARGV[4] == 'noted' and redis.call('SISMEMBER', KEYS[2], ARGV[3]) == 0 then return 'gone' end
+redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if ARGV[4] == 'new' then redis.call('SADD', KEYS[2], ARGV[3]) end
 return false
@@ -92,6 +96,12 @@ class BuildLock:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_renewing, name="build-lock", daemon=True)
 
+    def check_free(self) -> None:
+        """Raise LockHeldError, naming the holder, if somebody has it: before what `acquire` would come too late for."""
+        held = self._store.get(self._key)
+        if held is not None:
+            raise _held(held)
+
     def acquire(self) -> None:
         """Take the lock and begin to renew it.
 
@@ -107,7 +117,7 @@ class BuildLock:
                 "build anew, without --resume"
             )
         if held is not None:
-            raise LockHeldError(f"another build is running, {describe(held)}: wait until it ends or its lock expires")
+            raise _held(held)
         self._thread.start()
 
     def renew(self) -> None:
@@ -169,6 +179,10 @@ def from_member(name: bytes) -> Published:
     """The generation that `member` named."""
     model_id, _, generation = name.decode().partition(":")
     return Published(model_id, generation)
+
+
+def _held(value: bytes) -> LockHeldError:
+    return LockHeldError(f"another build is running, {describe(value)}: {WAIT}")
 
 
 def describe(value: bytes) -> str:

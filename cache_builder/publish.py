@@ -30,8 +30,8 @@ if redis.call('SISMEMBER', KEYS[5], ARGV[4]) == 1 then return 'claimed' end
 local epoch = 0
 if active then epoch = cjson.decode(active)['epoch'] end
 if epoch ~= tonumber(ARGV[2]) then return 'epoch' end
+redis.call('SREM', KEYS[3], ARGV[4]) -- before SET: with that a full store would not let a script begin
 redis.call('SET', KEYS[2], ARGV[3])
-redis.call('SREM', KEYS[3], ARGV[4])
 redis.call('SREM', KEYS[6], ARGV[4])
 if ARGV[5] ~= '' then redis.call('SADD', KEYS[4], ARGV[5]) end
 return 'flipped'

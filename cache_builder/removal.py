@@ -91,7 +91,7 @@ def sweep(store: Store, prefix: str, lock: BuildLock, note: Callable[[str], None
     for leftover in map(from_member, sorted(claimed)):
         deleted = delete_generation(store, prefix, lock, leftover)
         if deleted:
-            note(f"deleted {deleted} keys of generation {leftover.generation}, which an interrupted build left behind")
+            note(f"deleted {deleted} keys of generation {leftover.generation}, which was never published")
         store.remove_member(deleting_key(prefix), member(leftover))
 
 

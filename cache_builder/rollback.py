@@ -5,7 +5,7 @@ two generations. Nothing is deleted: the bad one stays as `previous`, to be look
 """
 
 from cache_builder.errors import FlipRefusedError, LockHeldError, StoreError, VerifyError
-from cache_builder.lock import describe
+from cache_builder.lock import WAIT, describe
 from cache_builder.publish import read_active
 from cache_builder.store import Store
 from cache_builder.whole import check_whole
@@ -18,6 +18,7 @@ if active == ARGV[2] then return false end
 local held = redis.call('GET', KEYS[1])
 if held then return held end
 if active ~= ARGV[1] then return 'moved' end
+redis.call('DEL', KEYS[1]) -- nothing, but what a full store lets a script begin with
 redis.call('SET', KEYS[2], ARGV[2])
 return false
 """
@@ -50,9 +51,7 @@ def roll_back(store: Store, prefix: str, generation: str | None, count: bool, re
         named = "nothing" if found is None else f"generation {found.current.generation}, epoch {found.epoch}"
         raise FlipRefusedError(f"what is published changed meanwhile, to {named}: look at it, then roll back again")
     if answer is not None:
-        raise LockHeldError(
-            f"a build is running, {describe(answer)}: stop it, or wait until it ends or its lock expires"
-        )
+        raise LockHeldError(f"a build is running, {describe(answer)}: stop it, or {WAIT}")
     return rolled_back
 
 

@@ -264,7 +264,8 @@ class Store:
             yield
         except redis_errors.OutOfMemoryError as error:
             raise StoreFullError(
-                f"store {self.name} is full, it has reached its maxmemory: raise that or free memory, then build again"
+                f"store {self.name} is full, it has reached its maxmemory: raise that or free memory (gc --now), "
+                "then build again"
             ) from error
         except redis_errors.MovedError as error:
             raise StoreError(

@@ -117,6 +117,8 @@ def evaluate_command(
 ) -> None:
     """Judge a bundle on the requests after T."""
     with _one_message():
+        if out is not None and not out.parent.is_dir():  # now, not after everything is judged
+            raise ValueError(f"--out: {out.parent} is not a folder: make it, or name another")
         lacking = None if staleness is None else read_staleness(staleness)
         loaded, log = load_bundle(bundle, choose_device(device)), read_log(data)
         judge = Judge(loaded, log, EvaluationConfig(as_of, until, negatives, seed, shuffle_pairs))

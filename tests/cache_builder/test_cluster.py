@@ -215,7 +215,7 @@ def test_what_a_killed_build_left_is_swept_from_every_node(
     store.delete([lock_key(key_prefix).encode()])  # what expiry does
     notes: list[str] = []
     sweep(store, key_prefix, take_lock(B), notes.append)
-    assert notes == [f"deleted {KEYS} keys of generation {A.generation}, which an interrupted build left behind"]
+    assert notes == [f"deleted {KEYS} keys of generation {A.generation}, which was never published"]
     assert counts(admins, head) == [0] * NODES
     assert read_unpublished(store, key_prefix) == [B]
 

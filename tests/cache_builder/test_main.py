@@ -362,7 +362,7 @@ def test_a_killed_build_is_cleaned_up_by_the_next_one(
     admin.delete(f"{key_prefix}:lock:{{{key_prefix}:active}}")  # it would expire
     built = run("build", *build_arguments(world, store_url, key_prefix))
     assert built.exit_code == 0
-    assert "which an interrupted build left behind" in built.stderr
+    assert "which was never published" in built.stderr
     head = f"{key_prefix}:{world.bundle.model_id}:{last_line(built)['generation']}:"
     records = list(admin.scan_iter(match=f"{key_prefix}:*:u:*", count=10_000))
     assert len(records) == last_line(built)["users"]

@@ -107,7 +107,7 @@ def test_the_next_build_deletes_what_a_killed_one_left(
     lock = take_lock(C)
     notes: list[str] = []
     sweep(store, key_prefix, lock, notes.append)
-    assert notes == ["deleted 21 keys of generation gen-b, which an interrupted build left behind"]
+    assert notes == ["deleted 21 keys of generation gen-b, which was never published"]
     assert store.get_many(gone) == [None] * 21
     assert store.get_many(kept) == [b"x"] * 21
     assert read_unpublished(store, key_prefix) == [C]

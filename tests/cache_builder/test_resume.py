@@ -233,6 +233,20 @@ def test_a_lock_that_somebody_else_has_is_respected(
 
 
 @pytest.mark.usefixtures("stopped")
+def test_a_new_build_that_is_refused_leaves_what_a_stopped_one_goes_on_with(
+    world: World, store: Store, options: BuildOptions, meddler: Meddler
+) -> None:
+    job = WorkFolder(options.work).job()
+    assert job is not None
+    lock = BuildLock(store, options.key_prefix, job.published, begun=job.lock.encode())
+    lock.acquire()  # a build that was killed keeps it until it expires
+    with pytest.raises(LockHeldError, match=r"wait until it ends or, where it was killed, 60 s until its lock expires"):
+        build_here(world.bundle, world.data, store, options, meddler)
+    summary = build_here(world.bundle, world.data, store, replace(options, resume=True), meddler)
+    assert summary.generation == job.published.generation
+
+
+@pytest.mark.usefixtures("stopped")
 def test_a_damaged_ledger_is_an_error_and_not_a_guess(
     world: World, store: Store, options: BuildOptions, meddler: Meddler
 ) -> None:

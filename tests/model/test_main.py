@@ -371,6 +371,8 @@ def test_other_options_that_cannot_be(place: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("not a folder")
     assert_one_line(train(place, tmp_path / "file"), "file is not a folder: name another for the bundles")
+    samples = tmp_path / "none" / "samples.parquet"
+    assert_one_line(evaluate(place, tmp_path, out=samples), "--out: ", "none is not a folder: make it, or name another")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

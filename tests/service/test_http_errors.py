@@ -128,7 +128,20 @@ def test_a_missing_field_is_named(client: httpx.Client, missing: str) -> None:
         422,
         "invalid-request",
     )
-    assert [error["pointer"] for error in body["errors"]] == [f"/{missing}"]
+    assert body["errors"] == [{"pointer": f"/{missing}", "detail": "is missing: send it"}]
+
+
+def test_a_misspelt_field_is_told_what_to_do(client: httpx.Client) -> None:
+    body = problem(client.post("/v1/score", json={"user_id": USER, "candidate": [1]}), 422, "invalid-request")
+    assert body["errors"] == [
+        {"pointer": "/candidates", "detail": "is missing: send it"},
+        {"pointer": "/candidate", "detail": "is no field of this route: leave it out, or see /docs for those that are"},
+    ]
+
+
+def test_an_empty_list_is_told_as_such(client: httpx.Client) -> None:
+    body = problem(client.post("/v1/score", json=GOOD | {"candidates": []}), 422, "invalid-request")
+    assert body["errors"] == [{"pointer": "/candidates", "detail": "is empty: send at least one"}]
 
 
 def test_the_kinds_of_ids_are_told(client: httpx.Client) -> None:
