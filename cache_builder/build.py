@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cache_builder.begin import begin_anew, check_inputs, lock_of, published_before
+from cache_builder.begin import begin_anew, check_inputs, check_unit, lock_of, published_before
 from cache_builder.columns import columns_of, readable
 from cache_builder.drift import SAMPLED_USERS, check_norm_drift, check_score_drift, sample_records
 from cache_builder.errors import (
@@ -161,6 +161,7 @@ class _Run:
         check_bad_rows(part, self._work.path, self._options.max_bad_fraction)
         if part.bad_rows:
             self._reporter.note(f"{part.bad_rows:,} of {part.rows:,} rows are bad: see {self._work.quarantine}")
+        check_unit(self._bundle, part.newest)
         if part.users == 0:
             raise self._nobody()
         published = self._published_manifest(current)

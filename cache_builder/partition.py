@@ -44,6 +44,7 @@ class Partition:
     bad_rows: int  # that are in the quarantine, or in files and row groups that cannot be read
     users: int  # with a row that may count before T: as many as will be cached, or more
     shards: int  # that have rows
+    newest: int | None = None  # timestamp; None: there is no row
 
     @property
     def bad_fraction(self) -> float:
@@ -75,7 +76,7 @@ def partition(source: Source, columns: Columns, shards: int, folder: Path, as_of
         _quarantine(rows if kept < told else None, refused, folder / QUARANTINE)
         if columns.user_features:
             _write_users(source.users, columns, shards, folder)
-        users = _count_users(folder, as_of)
+        users, newest = _count_users(folder, as_of), _newest(folder)
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         if is_disk_full(error):
             raise InputError(
@@ -88,7 +89,7 @@ def partition(source: Source, columns: Columns, shards: int, folder: Path, as_of
     finally:
         shutil.rmtree(folder / _MENDED, ignore_errors=True)
     unread = sum(rows for _, rows, _ in refused)
-    return Partition(told + unread, told - kept + unread, users, len(shards_in(folder)))
+    return Partition(told + unread, told - kept + unread, users, len(shards_in(folder)), newest)
 
 
 def _shards_of(files: Sequence[SourceFile], columns: Columns, shards: int, folder: Path) -> tuple[int, pl.LazyFrame]:
@@ -230,6 +231,14 @@ def _count_users(folder: Path, as_of: int | None) -> int:
             rows = rows.filter(pl.col("label") == 1)
         count += rows.select(pl.col("user_id").n_unique()).collect(engine="streaming").item()
     return count
+
+
+def _newest(folder: Path) -> int | None:
+    paths = [shard_folder(folder, shard) / INTERACTIONS for shard in shards_in(folder)]
+    if not paths:
+        return None
+    newest: int | None = pl.scan_parquet(paths, glob=False).select(pl.col("timestamp").max()).collect().item()
+    return newest
 
 
 def check_bad_rows(found: Partition, folder: Path, most: float) -> None:

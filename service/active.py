@@ -154,7 +154,10 @@ def _only_bundle(bundles_dir: Path) -> str:
     # A bundle that is still being written has a name of another form.
     found = sorted(path.parent.name for path in bundles_dir.glob("*/config.json") if is_model_id(path.parent.name))
     if not found:
-        raise StartupError(f"no bundle in {bundles_dir}: train one (python -m model train --out {bundles_dir})")
+        raise StartupError(
+            f"no bundle in {bundles_dir}: train one (python -m model train --out {bundles_dir}), or set "
+            "LREA_BUNDLES_DIR to where they are"
+        )
     if len(found) > 1:
         raise StartupError(
             f"the store does not say what is active, and {bundles_dir} has {len(found)} bundles ({', '.join(found)}): "

@@ -25,7 +25,7 @@ from model.evaluation.served import served_logits
 from model.evaluation.slices import by_history, is_new_item
 from model.evaluation.staleness import View, fresh_view, frozen_view, stale_view
 from model.log.batches import BatchSource, equal_sized, in_pieces, most_candidates
-from model.log.behaviours import Bools, DataError, Int64s, InteractionLog
+from model.log.behaviours import Bools, DataError, Int64s, InteractionLog, differ_in_unit
 from model.log.encoding import encode_log
 from model.log.histories import Histories
 from model.log.samples import Requests, add_negatives, collect_requests, only_known_items, popularity_pool
@@ -109,12 +109,17 @@ class Judge:
 
     def __init__(self, bundle: Bundle, log: InteractionLog, config: EvaluationConfig) -> None:
         """Raises DataError if T is before the bundle's training cut (the model would have seen the answers), if there
-        is no request after T, or if the log's ids or columns are not the bundle's.
+        is no request after T, or if the log's ids, columns or unit of time are not the bundle's.
         """
         cut = bundle.metadata["as_of"]
         if config.as_of < cut:
             raise DataError(
                 f"T is {config.as_of}, but model {bundle.model_id} was trained on rows up to {cut}: judge it after that"
+            )
+        if differ_in_unit(newest := int(log.timestamp.max()), cut):
+            raise DataError(
+                f"the newest row of {log.folder} is at {newest}, the training cut of model {bundle.model_id} at {cut}, "
+                "which is of another unit: give timestamps in the unit that the model was trained on"
             )
         self._bundle, self._log, self._config = bundle, log, config
         self._encoded = encode_log(log, bundle.catalogue, bundle.user_features, bundle.context_features)

@@ -45,9 +45,9 @@ NO_LABEL = -1
 _EPOCH_SECONDS_FROM, _OTHER_UNIT_FROM = 10**8, 100
 
 
-def in_another_unit(as_of: int, known: int) -> bool:
-    """Whether T, beside an epoch time of the log, can only be of a finer unit: milliseconds beside seconds."""
-    return known >= _EPOCH_SECONDS_FROM and as_of > _OTHER_UNIT_FROM * known
+def differ_in_unit(one: int, other: int) -> bool:
+    """Whether two epoch times cannot be of one unit: milliseconds beside seconds, whichever comes first."""
+    return min(one, other) >= _EPOCH_SECONDS_FROM and max(one, other) > _OTHER_UNIT_FROM * min(one, other)
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,10 @@ class InteractionLog:
         """Raise DataError for a T that is in another unit than an epoch time in the log.
 
         Milliseconds, on a log in seconds, would silently mean "everything": they are a thousand times the newest row.
+        Seconds, on a log in milliseconds, would mean "nothing".
         """
         newest = int(self.timestamp.max())
-        if in_another_unit(as_of, newest):
+        if differ_in_unit(as_of, newest):
             raise DataError(
                 f"T is {as_of}, but the newest row of {self.folder} is at {newest}: "
                 "give T in the unit of the log's timestamps"

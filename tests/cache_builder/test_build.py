@@ -222,6 +222,22 @@ def test_a_t_in_milliseconds_is_refused_beside_a_cut_in_seconds(world: World, op
         check_inputs(bundle, replace(options, as_of=1_700_086_400_000))
 
 
+def test_data_in_another_unit_than_what_the_model_was_trained_on_is_refused(
+    tmp_path: Path, world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler
+) -> None:
+    """It would be published, and every recent item of a request be taken for one that the record has."""
+    bundle = replace(world.bundle, metadata={**world.bundle.metadata, "as_of": 1_700_000_000})
+    shutil.copytree(world.data, tmp_path / "data")
+    path = tmp_path / "data" / "interactions.parquet"
+    table = pq.read_table(path)
+    in_ms = pa.array(1_700_000_000_000 + table["timestamp"].to_numpy())
+    pq.write_table(table.set_column(table.schema.get_field_index("timestamp"), "timestamp", in_ms), path)
+    newest = in_ms.to_numpy().max()
+    with pytest.raises(InputError, match=f"the newest row is at {newest}, the training cut .* at 1700000000, which"):
+        build_here(bundle, tmp_path / "data", store, replace(options, as_of=None), meddler)
+    assert keys_of(admin, options.key_prefix) == {unpublished_key(options.key_prefix)}
+
+
 def test_a_model_that_reads_the_whole_history_is_refused(
     tmp_path: Path, world: World, store: Store, admin: Any, options: BuildOptions, meddler: Meddler
 ) -> None:

@@ -110,3 +110,10 @@ def test_a_log_of_another_id_type_is_refused(tmp_path: Path, bundle: Bundle) -> 
     log = read_log(tiny_data(tmp_path, item_kind="string"))
     with pytest.raises(DataError, match="item_id holds strings, the model was trained on ints"):
         evaluate(bundle, log, "fresh", EvaluationConfig(AS_OF))
+
+
+def test_a_log_of_another_unit_of_time_is_refused(data: Path, bundle: Bundle) -> None:
+    in_seconds, log = replace(bundle, metadata={**bundle.metadata, "as_of": 1_700_000_000}), read_log(data)
+    in_ms = replace(log, timestamp=log.timestamp + 1_700_000_000_000)
+    with pytest.raises(DataError, match=r"the training cut of model .* at 1700000000, which is of another unit"):
+        Judge(in_seconds, in_ms, EvaluationConfig(1_700_000_000_000))

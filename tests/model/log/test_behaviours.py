@@ -216,6 +216,10 @@ def test_a_t_in_another_unit_is_refused(tmp_path: Path) -> None:
     log = read_log(write(tmp_path, {**COLUMNS, "timestamp": [1_700_000_000 + row for row in range(4)]}))
     with pytest.raises(DataError, match=r"T is 1700000000000, but the newest row of .* is at 1700000003"):
         Histories.frozen(log, 1_700_000_000_000)
+    (tmp_path / "ms").mkdir()
+    in_ms = read_log(write(tmp_path / "ms", {**COLUMNS, "timestamp": [1_700_000_000_000 + row for row in range(4)]}))
+    with pytest.raises(DataError, match=r"T is 1700000000, but the newest row of .* is at 1700000000003"):
+        Histories.frozen(in_ms, 1_700_000_000)
 
 
 @settings(deadline=None)
