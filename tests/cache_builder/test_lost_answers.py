@@ -17,6 +17,7 @@ from tests.building import build_here
 from tests.cache_builder.conftest import Meddler, World
 from tests.cache_builder.proxy import proxy
 
+RELEASE = b"ARGV[1] then redis.call('DEL'"  # of the script that gives the lock back, and of no other
 PUBLISHED = Published("3f2a00c0ffee", "gen-a")
 
 
@@ -47,7 +48,7 @@ def test_a_lock_whose_answer_is_lost_is_ours(store_url: str, key_prefix: str) ->
 
 def test_nothing_is_deleted_while_it_is_unknown_what_is_published(store_url: str, key_prefix: str) -> None:
     key = f"{key_prefix}:{PUBLISHED.model_id}:{PUBLISHED.generation}:u:1"
-    with proxy(store_url, b"'DEL'", lambda: True) as url, Store(url) as store, Store(store_url) as direct:
+    with proxy(store_url, RELEASE, lambda: True) as url, Store(url) as store, Store(store_url) as direct:
         lock = BuildLock(store, key_prefix, PUBLISHED)
         lock.acquire()
         direct.set_many([(key, b"x")])
@@ -59,7 +60,7 @@ def test_nothing_is_deleted_while_it_is_unknown_what_is_published(store_url: str
 def test_a_build_that_cannot_give_its_lock_back_has_published_all_the_same(
     world: World, store_url: str, key_prefix: str, meddler: Meddler
 ) -> None:
-    with proxy(store_url, b"'DEL'", lambda: True) as url, Store(url) as store:
+    with proxy(store_url, RELEASE, lambda: True) as url, Store(url) as store:
         summary = build_here(world.bundle, world.data, store, BuildOptions(key_prefix), meddler)
         pointer = read_active(store, key_prefix)
     assert pointer == ActivePointer(Published(summary.model_id, summary.generation), None, 1)

@@ -381,7 +381,7 @@ def test_a_gpu_that_is_not_there(place: Path, tmp_path: Path) -> None:
 
 
 def test_samples_that_cannot_be_written(place: Path, bundle: Path, tmp_path: Path) -> None:
-    assert_one_line(evaluate(place, bundle, out=tmp_path / "no" / "samples.parquet"), "samples.parquet")
+    assert_one_line(evaluate(place, bundle, out=tmp_path / "no" / "samples.parquet"), f"{tmp_path}/no is not a folder")
     assert_one_line(evaluate(place, bundle, out=tmp_path), str(tmp_path))
     assert not list(tmp_path.iterdir())
 
