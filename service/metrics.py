@@ -79,7 +79,7 @@ class Metrics:
         )
         self.batch_candidates_limit = Gauge(
             "lrea_batch_candidates_limit",
-            "Candidates up to which a batch grows now: what takes 25 ms to compute, at the pace of the last batches",
+            "Candidates up to which a batch grows now: what takes 25 ms to compute, or a quarter of what waits",
             registry=registry,
             multiprocess_mode="livemin",
         )

@@ -12,7 +12,7 @@ batch is let in.
 Who asks for much can wait for those who ask for little, who would wait long for him: a request's turn comes a few times
 its own computing after it came. So it waits in proportion to what it asks for, and never for ever. For the same reason
 a batch is not larger than makes sense: all of it is answered together, and beyond some milliseconds of work a candidate
-does not become cheaper.
+becomes little cheaper. Only where much waits is a batch a part of that.
 
 Knows neither HTTP nor models. Everything here runs on the event loop.
 """
@@ -31,8 +31,13 @@ SHARE_OF_PATIENCE = 0.5
 # was before, and so many seconds of work, that a machine that turns slow is seen.
 MEMORY_CANDIDATES, MEMORY_S = 200_000.0, 1.0
 MEMORY_BYTES = 8 * MEMORY_CANDIDATES
-# How long the computing of a batch may take: what does not depend on the number of candidates is 3 % of it.
+# How long the computing of a batch may take while little waits: 1.5 ms of it, 6 %, is for the batch and not for its
+# candidates (beside an event loop on the same core).
 BATCH_S = 0.025
+# The part of all that is not answered that a batch may be. Where that is more than takes BATCH_S, everybody waits long,
+# and larger batches end that sooner. With a quarter 64 callers of 1,000 candidates have 5 % more answers, and a mixture
+# at 0.6 of the capacity waits as long; with a half the p99 of its 100 candidates is half as long again.
+SHARE_OF_WAITING = 0.25
 KEPT_BY_A_BATCH = 0.9  # of what is known of that, by each that says something of it
 # After how many times its own computing a request's turn comes. In a simulated queue at 0.7 of its capacity, the p99 of
 # 100 candidates is with 3 half of what it is in the order of coming, and that of 4,000 a tenth more; with 10 the one is
@@ -84,8 +89,8 @@ class Backlog:
 
     @property
     def batch_now(self) -> int:
-        """Up to how many candidates a batch may grow, by what they take now; never more than `batch`."""
-        return self._pace.batch
+        """Up to how many candidates a batch may grow, by what they take now and how many wait; at most `batch`."""
+        return max(self._pace.batch, min(self._batch, int(SHARE_OF_WAITING * self._waiting)))
 
     def turn(self, candidates: int, deadline: float) -> float:
         """When so many that have just come should be computed; among those that wait, the smaller comes first."""

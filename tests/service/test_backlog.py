@@ -262,6 +262,13 @@ def test_a_batch_grows_to_what_takes_25_ms(service: Service) -> None:
     assert service.backlog.batch_now == BATCH, "the most that a batch may have"
 
 
+def test_where_much_waits_a_batch_is_a_quarter_of_it(service: Service) -> None:
+    for waiting in (1, 2, 4, 8, 11, 12, 14, 16, 20):
+        while len(service.waiting) < waiting:
+            service.enter(patience_s=100)
+        assert service.backlog.batch_now == pytest.approx(max(2500, min(BATCH, 250 * waiting)), abs=1)
+
+
 def test_lone_small_requests_do_not_make_batches_small() -> None:
     """They may be dear for each of their candidates, and would be less so together."""
     service = Service(ms_per_candidate=1.0)
