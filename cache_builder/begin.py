@@ -12,7 +12,7 @@ from cache_builder.store import Store
 from cache_builder.work import Job, WorkFolder
 from model.bundle import Bundle
 from model.cache_format import Manifest, Published, new_generation
-from model.log.behaviours import differ_in_unit
+from model.log.behaviours import differ_in_unit, other_unit
 
 
 def check_inputs(bundle: Bundle, options: BuildOptions) -> None:
@@ -23,12 +23,14 @@ def check_inputs(bundle: Bundle, options: BuildOptions) -> None:
             'whole history for every candidate; build the cache of a model with long_attention = "lrea" (or "none")'
         )
     cut = bundle.metadata.get("as_of")
-    if options.as_of is not None and cut is not None and options.as_of < cut:
+    if options.as_of is None or cut is None:
+        return
+    if options.as_of < cut:
         raise InputError(
             f"as-of {options.as_of} is before the training cut {cut} of model {bundle.model_id}, "
             f"which has seen what such a cache would not: build as of {cut} or later"
         )
-    if options.as_of is not None and cut is not None and differ_in_unit(options.as_of, cut):
+    if differ_in_unit(options.as_of, cut):
         raise InputError(
             f"as-of {options.as_of} is in another unit than the training cut {cut} of model {bundle.model_id}: "
             "give T in the unit of the log's timestamps"
@@ -41,11 +43,11 @@ def check_unit(bundle: Bundle, newest: int | None) -> None:
     Such a cache looks whole; but every recent item that a request brings would be taken for one that it has already.
     """
     cut = bundle.metadata.get("as_of")
-    if cut is not None and newest is not None and differ_in_unit(newest, cut):
-        raise InputError(
-            f"the newest row is at {newest}, the training cut of model {bundle.model_id} at {cut}, which is of another "
-            "unit: give timestamps in the unit that the model was trained on"
-        )
+    if cut is None or newest is None:
+        return
+    refusal = other_unit("the newest row", newest, bundle.model_id, cut)
+    if refusal is not None:
+        raise InputError(refusal)
 
 
 def begin_anew(

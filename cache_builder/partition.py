@@ -237,7 +237,8 @@ def _newest(folder: Path) -> int | None:
     paths = [shard_folder(folder, shard) / INTERACTIONS for shard in shards_in(folder)]
     if not paths:
         return None
-    newest: int | None = pl.scan_parquet(paths, glob=False).select(pl.col("timestamp").max()).collect().item()
+    rows = pl.scan_parquet(paths, glob=False).select(pl.col("timestamp").max())
+    newest: int | None = rows.collect(engine="streaming").item()
     return newest
 
 

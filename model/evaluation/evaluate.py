@@ -25,7 +25,7 @@ from model.evaluation.served import served_logits
 from model.evaluation.slices import by_history, is_new_item
 from model.evaluation.staleness import View, fresh_view, frozen_view, stale_view
 from model.log.batches import BatchSource, equal_sized, in_pieces, most_candidates
-from model.log.behaviours import Bools, DataError, Int64s, InteractionLog, differ_in_unit
+from model.log.behaviours import Bools, DataError, Int64s, InteractionLog, other_unit
 from model.log.encoding import encode_log
 from model.log.histories import Histories
 from model.log.samples import Requests, add_negatives, collect_requests, only_known_items, popularity_pool
@@ -116,11 +116,9 @@ class Judge:
             raise DataError(
                 f"T is {config.as_of}, but model {bundle.model_id} was trained on rows up to {cut}: judge it after that"
             )
-        if differ_in_unit(newest := int(log.timestamp.max()), cut):
-            raise DataError(
-                f"the newest row of {log.folder} is at {newest}, the training cut of model {bundle.model_id} at {cut}, "
-                "which is of another unit: give timestamps in the unit that the model was trained on"
-            )
+        refusal = other_unit(f"the newest row of {log.folder}", int(log.timestamp.max()), bundle.model_id, cut)
+        if refusal is not None:
+            raise DataError(refusal)
         self._bundle, self._log, self._config = bundle, log, config
         self._encoded = encode_log(log, bundle.catalogue, bundle.user_features, bundle.context_features)
         self.requests, self._dropped = requests_after(log, self._encoded.context_codes.numpy(), config)

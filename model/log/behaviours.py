@@ -50,6 +50,16 @@ def differ_in_unit(one: int, other: int) -> bool:
     return min(one, other) >= _EPOCH_SECONDS_FROM and max(one, other) > _OTHER_UNIT_FROM * min(one, other)
 
 
+def other_unit(row: str, at: int, model_id: str, cut: int) -> str | None:
+    """Why a log is not the model's, whose newest row (in words) is at a time; None if both are of one unit."""
+    if not differ_in_unit(at, cut):
+        return None
+    return (
+        f"{row} is at {at}, the training cut of model {model_id} at {cut}, which is of another unit: "
+        "give timestamps in the unit that the model was trained on"
+    )
+
+
 @dataclass(frozen=True)
 class ContextColumns:
     """The columns of interactions.parquet that the log does not hold, each read when it is asked for."""

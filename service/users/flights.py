@@ -38,14 +38,12 @@ class Landed:
 
         but_not: users whose bytes are of no use any more.
         """
-        payloads = {**self.payloads, **more.payloads}
-        for user_id, got in self.payloads.items():
-            if isinstance(payloads[user_id], StoreError):  # one of the two may have got an answer
+        payloads = {user_id: got for user_id, got in self.payloads.items() if user_id not in but_not}
+        for user_id, got in more.payloads.items():
+            failed_too = user_id in payloads and isinstance(got, StoreError)  # where the other may have got an answer
+            if user_id not in but_not and not failed_too:
                 payloads[user_id] = got
-        return Landed(
-            {user_id: got for user_id, got in payloads.items() if user_id not in but_not},
-            (*self.flights, *more.flights),
-        )
+        return Landed(payloads, (*self.flights, *more.flights))
 
 
 class Flights:
