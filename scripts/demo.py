@@ -59,11 +59,11 @@ def run(out: Path) -> dict[str, Any]:
     metrics = {name: _evaluate(Path(one["path"]), data, as_of, out) for name, one in trained.items()}
     metrics["shuffled"] = _evaluate(Path(trained[SERVED]["path"]), data, as_of, out, "--shuffle-pairs")
     served = Path(trained[SERVED]["path"])
-    built = step("cache_builder", "build", "--bundle", served, "--data", data, "--as-of", as_of, "--store", _store(out))
+    places = ("--bundle", served, "--data", data, "--as-of", as_of)
+    built = step("cache_builder", "build", *places, "--store", _store(out), "--work", out / "work")
     with _serving(out) as (url, store):
         replayed = step("loadtest.replay", "--samples", _samples(out, served), "--url", url)
-        places = ("--url", url, "--store", store, "--bundle", served, "--data", data, "--as-of", as_of)
-        fidelity = step("loadtest.fidelity", *places)
+        fidelity = step("loadtest.fidelity", "--url", url, "--store", store, *places)
     summary = _summary(metrics, built, replayed, fidelity)
     summary["training_seconds"] = round(training_seconds, 1)
     _print_tables(summary)

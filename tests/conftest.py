@@ -20,6 +20,14 @@ def _one_torch_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _builds_work_in_a_folder_of_this_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests run two at a time, and two builds in one work folder refuse each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LREA_WORK_DIR", str(tmp_path_factory.mktemp("work")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _children_hear_ctrl_c() -> Iterator[None]:
     """A shell starts background jobs with SIGINT ignored, and so would every program that a test starts and stops."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

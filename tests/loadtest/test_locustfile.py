@@ -70,6 +70,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory, store_url: str) -> dic
         "LREA_STORE_URL": store_url,
         "LREA_KEY_PREFIX": f"loadtest-{os.getpid()}-{folder.name}",
         "LREA_BUNDLES_DIR": str(folder / "bundles"),
+        "LREA_WORK_DIR": str(folder / "work"),
         "LREA_LOADTEST_CANDIDATES": "50",
         "LREA_LOADTEST_BATCH": "4",
         # Two threads at most: Locust, service and store share what the machine has.

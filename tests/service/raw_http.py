@@ -45,6 +45,10 @@ class RawConnection:
         self._file.close()
         self._socket.close()
 
+    def fileno(self) -> int:
+        """For select: readable when an answer has begun to come."""
+        return self._socket.fileno()
+
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
