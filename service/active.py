@@ -14,7 +14,7 @@ from model.bundle import Bundle, BundleError, load_bundle
 from model.cache_format import Manifest, ManifestError, Published, is_model_id
 from model.serving_error import logit_error
 from service.errors import PublicationError, StartupError, StoreError
-from service.store import Store
+from service.store.reads import Store
 from service.tasks import in_daemon_thread
 
 logger = logging.getLogger(__name__)

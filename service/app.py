@@ -30,7 +30,7 @@ from service.http.scoring import Scoring, ScoringLimits
 from service.metrics import Metrics
 from service.publication.follow import ModelFollower
 from service.publication.health import Health
-from service.store import Store
+from service.store.reads import Store
 from service.tally import Tally
 from service.tasks import end_tasks
 from service.users.lookup import Fetched

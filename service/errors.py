@@ -20,6 +20,7 @@ ServiceError                 a problem that is told to the client, with its stat
 StoreError                   the store could not answer: never told as an error, scores are degraded instead
   StoreTimeout
   StoreUnavailable
+    StoreRefused             its answer was an error
   StoreCircuitOpen
 PublicationError             what is published cannot be served: the old one stays
 StartupError                 the service cannot start; its message is for whoever starts it
@@ -151,6 +152,11 @@ class StoreError(Exception):
 
     reason: ClassVar[str]
 
+    def __init__(self, words: str, met: type[Exception] | None = None) -> None:
+        """met: what was raised where the store was asked, if it was."""
+        super().__init__(words)
+        self.met = met
+
 
 class StoreTimeout(StoreError):
     reason = "store_timeout"
@@ -158,6 +164,10 @@ class StoreTimeout(StoreError):
 
 class StoreUnavailable(StoreError):
     reason = "store_unavailable"
+
+
+class StoreRefused(StoreUnavailable):
+    """It answered, with an error."""
 
 
 class StoreCircuitOpen(StoreError):

@@ -21,7 +21,7 @@ from service.batching.backlog import Backlog
 from service.batching.compute_thread import ComputeThread
 from service.batching.prepare import ScoringJob
 from service.errors import StoreError
-from service.store import Store
+from service.store.reads import Store
 from service.tally import Tally
 from service.users.lookup import Fetched, Found, UserLookup
 from service.users.state import Origin, User, from_rows, from_stored

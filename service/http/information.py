@@ -20,7 +20,7 @@ from service.publication.follow import ModelFollower
 from service.publication.health import Health
 from service.publication.readiness import readiness
 from service.schemas import LiveResponse, ModelResponse, ReadyResponse, UserResponse
-from service.store import Store
+from service.store.reads import Store
 from service.tally import Tally
 from service.users.lookup import decode_record
 

@@ -29,7 +29,6 @@ from service.batching.batcher import Batcher
 from service.batching.compute_thread import ComputeThread
 from service.batching.prepare import Limits, ScoringJob
 from service.batching.scorer import Score, Scorer
-from service.breaker import Breaker
 from service.errors import StartupError
 from service.http.body_memory import BodyMemory
 from service.http.connection import ConnectionLimits, connections
@@ -43,7 +42,8 @@ from service.process.server import Server
 from service.publication.follow import ModelFollower
 from service.publication.health import Health
 from service.settings import Settings
-from service.store import Store
+from service.store.breaker import Breaker
+from service.store.reads import Store
 from service.tally import Tally
 from service.tasks import await_or_end
 from service.users.cache import UserCache

@@ -28,7 +28,7 @@ from service.errors import PublicationError, StoreError
 from service.metrics import Metrics
 from service.publication.sample import SAMPLE_USERS, check_records
 from service.publication.warm_up import forwards, make_ready
-from service.store import Store
+from service.store.reads import Store
 from service.tasks import in_daemon_thread
 from service.users.cache import UserCache
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from model.cache_format import Manifest, Reason, RecordError, decode
 from model.identifiers import Id
 from service.errors import PublicationError
-from service.store import Store
+from service.store.reads import Store
 from service.tasks import in_daemon_thread
 
 logger = logging.getLogger(__name__)

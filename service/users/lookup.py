@@ -13,7 +13,7 @@ from model.identifiers import Id
 from service.active import NO_ACTIVE_GENERATION, ActiveModel
 from service.errors import StoreError
 from service.metrics import Metrics
-from service.store import Store
+from service.store.reads import Store
 from service.timing import Stages
 from service.users.cache import Pinned, UserCache
 from service.users.flights import Flights, Landed, Payload

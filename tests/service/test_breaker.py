@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.breaker import Breaker, Ticket
+from service.store.breaker import Breaker, Ticket
 
 FAILURES, OPEN_S = 3, 10.0
 

