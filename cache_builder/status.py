@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from cache_builder.lock import describe
+from cache_builder.lock import LOCK_TTL_S, RENEWALS_PER_TTL, describe
 from cache_builder.publish import read_active, read_held, read_manifest, read_unpublished
 from cache_builder.store import Store
 from model.cache_format import ActivePointer, Manifest, Published, lock_key
@@ -21,6 +21,7 @@ class Status:
     current: Manifest | None
     previous: Manifest | None
     building: str | None  # who holds the lock
+    lock_ends_in_s: int | None  # unless it is renewed before
     held: list[Published]  # whole, and waiting for `publish`
     unpublished: list[Published]  # the generation being built, and what interrupted builds left
 
@@ -31,6 +32,7 @@ class Status:
             "current": _plain(self.current),
             "previous": _plain(self.previous),
             "building": self.building,
+            "lock_ends_in_s": self.lock_ends_in_s,
             "held": [f"{one.model_id}:{one.generation}" for one in self.held],
             "unpublished": [f"{one.model_id}:{one.generation}" for one in self.unpublished],
         }
@@ -44,6 +46,9 @@ class Status:
             if self.pointer.previous:
                 yield f"previous  {_describe(self.pointer.previous, self.previous)}"
         yield f"building  {self.building or 'nobody'}"
+        if self.lock_ends_in_s is not None:
+            renewal = f"a builder that lives renews it every {LOCK_TTL_S / RENEWALS_PER_TTL:g} s"
+            yield f"          its lock ends in {self.lock_ends_in_s} s; {renewal}"
         if self.held:
             yield f"held      {', '.join(one.generation for one in self.held)}: whole, `publish` makes one current"
         if self.unpublished and self.building is None:
@@ -54,12 +59,14 @@ class Status:
 def read_status(store: Store, prefix: str) -> Status:
     """Raises StoreError, or ManifestError if the pointer or a manifest is broken."""
     pointer = read_active(store, prefix)
-    lock = store.get(lock_key(prefix))
+    key = lock_key(prefix)
+    lock, ends_in_s = store.get(key), store.ttl(key.encode())
     return Status(
         pointer=pointer,
         current=read_manifest(store, prefix, pointer.current) if pointer else None,
         previous=read_manifest(store, prefix, pointer.previous) if pointer and pointer.previous else None,
         building=None if lock is None else describe(lock),
+        lock_ends_in_s=None if lock is None or ends_in_s == -1 else ends_in_s,
         held=read_held(store, prefix),
         unpublished=read_unpublished(store, prefix),
     )

@@ -105,7 +105,7 @@ def test_hold_then_publish_then_gc(world: World, store_url: str, key_prefix: str
 def test_status_of_nothing(store_url: str, key_prefix: str) -> None:
     found = run("status", "--store", store_url, "--key-prefix", key_prefix)
     assert found.stderr.splitlines() == ["nothing is published", "building  nobody"]
-    nothing: dict[str, Any] = dict.fromkeys(("active", "current", "previous", "building"))
+    nothing: dict[str, Any] = dict.fromkeys(("active", "current", "previous", "building", "lock_ends_in_s"))
     assert last_line(found) == nothing | {"held": [], "unpublished": []}
 
 
@@ -116,6 +116,10 @@ def test_status_names_the_builder_and_what_was_interrupted(store: Store, store_u
     lock.release()
     after = run("status", "--store", store_url, "--key-prefix", key_prefix)
     assert f":{os.getpid()} building gen-a of model 3f2a00c0ffee since" in last_line(during)["building"]
+    left = last_line(during)["lock_ends_in_s"]
+    assert 30 < left <= 60
+    assert f"its lock ends in {left} s; a builder that lives renews it every 15 s" in during.stderr
+    assert last_line(after)["lock_ends_in_s"] is None
     assert "leftover  gen-a: of builds that did not end" in after.stderr
     assert last_line(after)["unpublished"] == ["3f2a00c0ffee:gen-a"]
 
