@@ -1,8 +1,9 @@
 """The ranker as it is served: the function of `Ranker.score_many`, in fewer and cheaper steps, without gradients.
 
 Of the first layer of the MLP, what depends on the user alone (his features, the bias) is computed once per request. An
-item and its features are one vector, summed once per model. On a CPU the native kernel makes all that the first product
-reads of a candidate in one pass; where it is not to be had, and on a GPU, it is made step by step.
+item and its features are one vector, summed once per model. On a CPU one native kernel makes all that the first product
+reads of a candidate in one pass, and another takes it through all layers; where they are not to be had, and on a GPU,
+both are done step by step, as are the layers in bfloat16.
 
 What was measured and left out: the items' own share of the first layer as a table (512 numbers per item) in place of a
 seventh of that product: docs/fast-path.md.
@@ -25,7 +26,7 @@ from model.attention.lrea import LreaAttention
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
 from model.catalogue import Items
 from model.match_sketch import match_request, match_rows, native_matches
-from model.native import kernels
+from model.native import kernels, mlp
 from model.ranker import Ranker, ScoringInput
 from model.serving_buckets import PaddedBatch
 
@@ -67,7 +68,7 @@ class ServingRanker:
     @torch.no_grad()
     def score_many(self, requests: Sequence[ScoringInput]) -> list[Tensor]:
         """Logits float32 [B] of each request; one pass of the MLP for all of them."""
-        sizes = [len(request.candidates.rows) for request in requests]
+        sizes = [request.candidates.rows.shape[0] for request in requests]
         inputs_Nf = torch.empty(sum(sizes), self.columns, device=self._vectors_Id.device)
         self._fill(requests, sizes, inputs_Nf)
         sides_UF = [torch.cat([request.user_codes, request.context_codes]) for request in requests]
@@ -114,8 +115,7 @@ class ServingRanker:
         ranker, items, attentions = self.ranker, request.candidates, []
         if isinstance(ranker.short, DinAttention):
             window_Sd = self._vectors(request.short)
-            values_Sd = window_Sd * ranker.short.scale
-            attentions.append(kernels.Attention(self._native(ranker.short), window_Sd, values_Sd))
+            attentions.append(kernels.Attention(self._native(ranker.short), window_Sd, window_Sd))
         if isinstance(ranker.long, LreaAttention):
             slots = request.state
             attentions.append(kernels.Attention(self._native(ranker.long), slots.keys_Rd, slots.values_Rd))
@@ -125,9 +125,10 @@ class ServingRanker:
         kernels.fill(*self._table_and_rows(items), items.hashes, attentions, matches, rows_Bf)
 
     def _native(self, attention: DinAttention | LreaAttention) -> kernels.Scorer:
-        """Its scorer as the kernels read it, made once."""
+        """Its scorer as the kernels read it, made once; of DIN, with the scale of its sum."""
         if attention not in self._native_scorers:
-            self._native_scorers[attention] = attention.scorer.native()
+            scale = attention.scale if isinstance(attention, DinAttention) else 1.0
+            self._native_scorers[attention] = attention.scorer.native(scale)
         return self._native_scorers[attention]
 
     def _fill_in_steps(self, requests: Sequence[ScoringInput], sizes: Sequence[int], inputs_Nf: Tensor) -> None:
@@ -218,12 +219,18 @@ class _ServingMlp:
         per_candidate = torch.cat([first.weight[:, :begin], first.weight[:, begin + side :]], dim=1)
         self.columns = per_candidate.shape[1]
         self._dtype = dtype
-        self._weights = [_columns_of(weight, dtype) for weight in (per_candidate, *(layer.weight for layer in rest))]
+        weights = [per_candidate, *(layer.weight for layer in rest)]
+        self._weights = [_columns_of(weight, dtype) for weight in weights]
         self._biases = [layer.bias.to(dtype) for layer in rest]
+        self._native: mlp.Mlp | None = None
+        if rest and dtype == torch.float32 and kernels.serve(*weights):
+            self._native = mlp.Mlp(weights, [layer.bias for layer in rest], NEGATIVE_SLOPE)
 
     def __call__(self, inputs_Nf: Tensor, sides_UF: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
         """Logits float32 [N] of all requests' candidates, `sizes[u]` of them with the side codes `sides_UF[u]`."""
         bias_Uh = self._bias(torch.stack(list(sides_UF))).to(self._dtype)
+        if self._native is not None:
+            return self._native(inputs_Nf, bias_Uh, sizes)
         of_row = torch.repeat_interleave(torch.tensor(sizes)) if len(sizes) > 1 else None
         logits = []
         for begin in range(0, len(inputs_Nf), _CHUNK_ROWS):

@@ -81,9 +81,10 @@ class PairScorer(nn.Module):
                 )
                 out_Bd.add_(functional.leaky_relu_(hidden, NEGATIVE_SLOPE) @ self.out @ some_values_Nd)
 
-    def native(self) -> kernels.Scorer:
-        """The weights as the native kernels read them, as they are now."""
-        return kernels.Scorer(kernels.ScorerWeights(self.candidate, self.key, self.product, self.out, NEGATIVE_SLOPE))
+    def native(self, scale: float = 1.0) -> kernels.Scorer:
+        """The weights as the native kernels read them, as they are now. scale: of every score."""
+        out = self.out * scale
+        return kernels.Scorer(kernels.ScorerWeights(self.candidate, self.key, self.product, out, NEGATIVE_SLOPE))
 
 
 def _fold(folded_UFd: Tensor, rows_URd: Tensor, product: Tensor, *, own: Tensor, other: Tensor) -> Tensor:

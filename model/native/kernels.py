@@ -1,6 +1,7 @@
 """The native kernels on tensors: shapes and strides checked here, since nothing behind a pointer checks any.
 
 None of them has a gradient. Every caller has the same function in torch's operations, for where `available` is false.
+A tensor's length is asked for as `shape[0]`: `len` of one is Python's, takes 1 µs, and there were fifteen a request.
 Letters: B candidates, I items, N keys, d width, h hidden units, C hashed columns, S window rows, M sketch bytes.
 """
 
@@ -110,7 +111,7 @@ def fill(
     rows of: the vector; of each attention the interest and its product with the vector; the match features, those of
     the window of every column, then those of the sketch.
     """
-    width, count = table_Id.shape[1], len(rows_B)
+    (items, width), count = table_Id.shape, rows_B.shape[0]
     columns = 0 if matches is None else len(matches.cells)
     wanted = width * (1 + 2 * len(attentions)) + FEATURES_PER_COLUMN * columns
     assert out_Bf.shape == (count, wanted), f"an answer of {tuple(out_Bf.shape)}, wanted {(count, wanted)}"
@@ -118,12 +119,12 @@ def fill(
     assert _floats(table_Id).is_contiguous(), "the table must be contiguous"
     assert all(attention.scorer.width == width for attention in attentions), "an attention of another width"
     assert rows_B.dtype == hashes_BC.dtype == torch.int64, "rows and hashes are int64"
-    assert len(hashes_BC) == count, "hashes of other candidates than the rows"
+    assert hashes_BC.shape[0] == count, "hashes of other candidates than the rows"
     rows_B, hashes_BC = rows_B.contiguous(), hashes_BC.contiguous()
     slots = [_slots(attention) for attention in attentions]
     structs = (_Attention * len(attentions))(
         *(
-            _Attention(_Slots(keys.data_ptr(), values.data_ptr(), len(keys)), attention.scorer.struct)
+            _Attention(_Slots(keys.data_ptr(), values.data_ptr(), keys.shape[0]), attention.scorer.struct)
             for attention, (keys, values) in zip(attentions, slots, strict=True)
         )
     )
@@ -135,7 +136,7 @@ def fill(
         filled = loaded().lrea_fill(
             *(
                 table_Id.data_ptr(),
-                len(table_Id),
+                items,
                 _address(rows_B, begin),
                 _address(hashes_BC, begin),
                 end - begin,
@@ -171,10 +172,10 @@ def codes_are(table_IF: Tensor, rows_n: Tensor, codes_nF: Tensor) -> bool:
 def _match_struct(matches: Matches | None, hashes_BC: Tensor) -> "tuple[Tensor | None, _Matches | None]":
     if matches is None:
         return None, None
-    columns, window_rows = len(matches.cells), len(matches.window_SC)
+    columns, window_rows = len(matches.cells), matches.window_SC.shape[0]
     assert hashes_BC.shape[1] == matches.window_SC.shape[1] == columns, "hashes of other columns"
-    assert len(matches.log_counts) > window_rows, "a window longer than its table"
-    assert len(matches.recency_S) >= window_rows, "a window longer than its table"
+    assert matches.log_counts.shape[0] > window_rows, "a window longer than its table"
+    assert matches.recency_S.shape[0] >= window_rows, "a window longer than its table"
     assert matches.sketch_M.shape == (2 * sum(matches.cells),), "a sketch of another size"
     assert matches.sketch_M.dtype == torch.uint8, "a sketch is of bytes"
     assert matches.sketch_M.is_contiguous(), "a sketch must be contiguous"
@@ -190,7 +191,7 @@ def _match_struct(matches: Matches | None, hashes_BC: Tensor) -> "tuple[Tensor |
 
 def _slots(attention: Attention) -> tuple[Tensor, Tensor]:
     keys_Nd, values_Nd = _floats(attention.keys_Nd).contiguous(), _floats(attention.values_Nd).contiguous()
-    wanted = (len(keys_Nd), attention.scorer.width)
+    wanted = (keys_Nd.shape[0], attention.scorer.width)
     assert keys_Nd.shape == values_Nd.shape == wanted, "keys and values do not go together"
     return keys_Nd, values_Nd
 

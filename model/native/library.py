@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 SOURCES = tuple(
-    HERE / f"{name}.cpp" for name in ("attend", "best", "fill", "index", "pool", "record", "sdim", "turns")
+    HERE / f"{name}.cpp" for name in ("attend", "best", "fill", "index", "mlp", "pool", "record", "sdim", "turns")
 )  # fmt: skip
 HEADERS = tuple(HERE / f"{name}.hpp" for name in ("attend", "best", "match", "pool", "vectors"))
 BUILT = HERE / "built"  # what an image brings
@@ -215,6 +215,15 @@ def declared(library: L) -> L:
         *(_POINTER, _POINTER),  # out, scratch
     ]
     library.lrea_pool.restype = _INT
+    library.lrea_mlp_panel.argtypes, library.lrea_mlp_panel.restype = [], _INT
+    library.lrea_mlp_scratch.argtypes, library.lrea_mlp_scratch.restype = [_INT], _INT
+    library.lrea_mlp.argtypes = [
+        *(_POINTER, _INT, _INT, _INT),  # inputs
+        *(_POINTER, _POINTER, _POINTER, _INT),  # the users' biases and ends, layers
+        *(_POINTER, _FLOAT, _FLOAT),  # the last layer, the slope
+        *(_POINTER, _POINTER),  # out, scratch
+    ]
+    library.lrea_mlp.restype = None
     library.lrea_index_build.argtypes, library.lrea_index_build.restype = [_POINTER, _INT, _INT, _POINTER, _INT], None
     library.lrea_index_find.argtypes = [
         *(_POINTER, _INT, _POINTER, _INT, _INT),  # keys, slots, what is unknown
