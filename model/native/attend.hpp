@@ -61,7 +61,7 @@ void score(const Scorer& scorer, const float* x, const float* weights, const flo
     for (int64_t first = 0; first < scorer.units; first += UNITS) {
         Vector z[UNITS][N];
         for (int j = 0; j < UNITS; ++j)
-            for (int v = 0; v < N; ++v) z[j][v] = Vector{} + bias[first + j];
+            for (int v = 0; v < N; ++v) z[j][v] = all(bias[first + j]);
         const float* row = weights + first;
         const float* column = x;
         for (int64_t i = 0; i < scorer.width; ++i, row += scorer.units, column += N * LANES) {
@@ -69,7 +69,7 @@ void score(const Scorer& scorer, const float* x, const float* weights, const flo
             for (int v = 0; v < N; ++v) value[v] = load(column + v * LANES);
 #pragma GCC unroll 8
             for (int j = 0; j < UNITS; ++j) {
-                const Vector weight = Vector{} + row[j];
+                const Vector weight = all(row[j]);
 #pragma GCC unroll 3
                 for (int v = 0; v < N; ++v) z[j][v] += weight * value[v];
             }

@@ -44,7 +44,7 @@ void tile(const float* x, int64_t x_stride, int64_t inputs, const float* panel, 
         for (int v = 0; v < VECTORS; ++v) weight[v] = load(panel + v * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < M; ++r) {
-            const Vector value = Vector{} + x[r * x_stride + i];
+            const Vector value = all(x[r * x_stride + i]);
 #pragma GCC unroll 2
             for (int v = 0; v < VECTORS; ++v) sum[r][v] += value * weight[v];
         }
