@@ -11,7 +11,7 @@ from model.native.library import loaded
 
 
 def serves(scores: Tensor) -> bool:
-    """Whether these kernels may be asked about such scores. The first call may compile them, in about a second."""
+    """Whether these kernels may be asked about such scores. The first call may compile them, in a few seconds."""
     return kernels.serve(scores)
 
 

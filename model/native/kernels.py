@@ -67,7 +67,7 @@ class Attention(NamedTuple):
 
 
 def available() -> bool:
-    """Whether there are native kernels here. The first call may compile them, in about a second."""
+    """Whether there are native kernels here. The first call may compile them, in a few seconds."""
     return load() is not None
 
 
@@ -91,7 +91,7 @@ def attend(candidates_Bd: Tensor, attention: Attention, out_Bd: Tensor) -> None:
             *(keys_Nd.data_ptr(), values_Nd.data_ptr(), len(keys_Nd)),
             *(tensor.data_ptr() for tensor in scorer.tensors),
             *(scorer.width, scorer.units, scorer.struct.slope),
-            *(_address(out_Bd, begin), out_Bd.stride(0), _scratch(scorer.width, scorer.units)),
+            *(_address(out_Bd, begin), out_Bd.stride(0), scratch(_scratch_floats(scorer.width, scorer.units))),
         )
 
     on_threads(some, len(candidates_Bd))
@@ -143,7 +143,7 @@ def fill(
                 width,
             ),
             *(structs, len(structs), match_at),
-            *(_address(out_Bf, begin), out_Bf.stride(0), _scratch(width, units)),
+            *(_address(out_Bf, begin), out_Bf.stride(0), scratch(_scratch_floats(width, units))),
         )
         assert filled, "rows beyond the table"
 
@@ -245,12 +245,11 @@ def _threads() -> ThreadPoolExecutor:
 _LOCAL = threading.local()
 
 
-def _scratch(width: int, units: int) -> int:
+def scratch(floats: int) -> int:
     """Where this thread's scratch memory is; kept, for it would be a mapping of its own for each call."""
-    wanted = _scratch_floats(width, units)
     kept: Tensor | None = getattr(_LOCAL, "scratch", None)
-    if kept is None or kept.numel() < wanted:
-        kept = _LOCAL.scratch = torch.empty(wanted)
+    if kept is None or kept.numel() < floats:
+        kept = _LOCAL.scratch = torch.empty(floats)
     return kept.data_ptr()
 
 

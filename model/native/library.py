@@ -1,6 +1,6 @@
 """The shared library of the kernels beside this file: compiled once per machine, then loaded; or the reason why not.
 
-g++ takes two seconds for it, since no header of torch's is read, where torch.compile took 18 s for a slower head. The
+g++ takes three seconds for it, since no header of torch's is read, where torch.compile took 18 s for a slower head. The
 file is named after its sources and flags, so that an old one is never loaded, and ends with its own digest, so that one
 cut short by a crash is built anew: loading it would end the process. It lies in the user's cache folder, and where that
 cannot be written or run from, in a folder that ends with the process. An image without a compiler brings

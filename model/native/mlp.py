@@ -37,7 +37,8 @@ class Mlp:
         self._layers = (_Layer * len(hidden))(
             *(_Layer(panels.data_ptr(), *each) for panels, *each in zip(self._panels, at, inputs, units, strict=False))
         )
-        self._inputs, self._units, self._widest = inputs[0], units[0], max(units)
+        self._inputs, self._units = inputs[0], units[0]
+        self._scratch_floats = int(loaded().lrea_mlp_scratch(max(units)))
 
     def __call__(self, inputs_Nf: Tensor, biases_Uh: Tensor, sizes: Sequence[int]) -> Tensor:
         """Logits [N] of all candidates, the first `sizes[0]` with the first layer's bias `biases_Uh[0]`, and so on.
@@ -54,12 +55,11 @@ class Mlp:
         out_N = torch.empty(count)
 
         def some(begin: int, end: int) -> None:
-            scratch = torch.empty(loaded().lrea_mlp_scratch(self._widest))
             loaded().lrea_mlp(
                 *(inputs_Nf[begin:].data_ptr(), inputs_Nf.stride(0), begin, end - begin),
                 *(biases_Uh.data_ptr(), ends, self._layers, len(self._layers)),
                 *(self._last.data_ptr(), self._last_bias, self._slope),
-                *(out_N[begin:].data_ptr(), scratch.data_ptr()),
+                *(out_N[begin:].data_ptr(), kernels.scratch(self._scratch_floats)),
             )
 
         kernels.on_threads(some, count)

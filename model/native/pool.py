@@ -11,7 +11,7 @@ from model.native.library import loaded
 
 
 def serves(queries: Tensor, rows: Tensor) -> bool:
-    """Whether this kernel may be asked about such tensors. The first call may compile it, in about two seconds."""
+    """Whether this kernel may be asked about such tensors. The first call may compile it, in a few seconds."""
     if torch.is_grad_enabled() or not kernels.serve(queries, rows):
         return False
     return bool(rows.shape[-1] >= loaded().lrea_pool_least_width())

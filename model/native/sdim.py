@@ -16,7 +16,7 @@ _BITS, _BUCKETS = 48, 128  # as in sdim.cpp
 def serves(products: Tensor, summed: Tensor) -> bool:
     """Whether these kernels may be asked for sums of `summed`: float32 on the CPU, and nobody wants a gradient.
 
-    The first call may compile them, in about a second.
+    The first call may compile them, in a few seconds.
     """
     wanted = torch.is_grad_enabled() and summed.requires_grad
     return not wanted and kernels.serve(products, summed)
