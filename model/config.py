@@ -53,8 +53,8 @@ class RankerConfig:
             raise ValueError(
                 f"rank {self.rank} for {self.long_length} rows of history: wanted at most {self.long_length}"
             )
-        if any(width < 1 for width in self.mlp):
-            raise ValueError(f"mlp is {self.mlp}: wanted widths of at least 1")
+        if not self.mlp or any(width < 1 for width in self.mlp):
+            raise ValueError(f"mlp is {self.mlp}: wanted one hidden layer at least, and widths of at least 1")
         for columns in ("item_features", "user_features", "context_features"):
             names = getattr(self, columns)
             if len(set(names)) < len(names):

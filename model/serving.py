@@ -34,7 +34,7 @@ _CHUNK_ROWS = 256  # of the MLP at a time: 0.5 MB of its widest layer stays in c
 
 
 class ServingRanker:
-    """Scores requests from users' cached state. Made from a folded ranker that can be cached; shares its weights."""
+    """Scores requests from users' cached state. Made from a folded, cacheable ranker, of its weights as they are then."""
 
     def __init__(self, ranker: Ranker, codes_of_row: Tensor, dtype: torch.dtype = torch.float32) -> None:
         """codes_of_row: int64 [items, F], the catalogue's feature codes by vocabulary row.
@@ -223,7 +223,7 @@ class _ServingMlp:
         self._weights = [_columns_of(weight, dtype) for weight in weights]
         self._biases = [layer.bias.to(dtype) for layer in rest]
         self._native: mlp.Mlp | None = None
-        if rest and dtype == torch.float32 and kernels.serve(*weights):
+        if dtype == torch.float32 and kernels.serve(*weights):
             self._native = mlp.Mlp(weights, [layer.bias for layer in rest], NEGATIVE_SLOPE)
 
     def __call__(self, inputs_Nf: Tensor, sides_UF: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
@@ -233,7 +233,7 @@ class _ServingMlp:
             return self._native(inputs_Nf, bias_Uh, sizes)
         of_row = torch.repeat_interleave(torch.tensor(sizes)) if len(sizes) > 1 else None
         logits = []
-        for begin in range(0, len(inputs_Nf), _CHUNK_ROWS):
+        for begin in range(0, max(1, len(inputs_Nf)), _CHUNK_ROWS):
             rows = slice(begin, begin + _CHUNK_ROWS)
             user_N = None if of_row is None else of_row[rows].to(bias_Uh.device)
             logits.append(self._layers(inputs_Nf[rows], bias_Uh, user_N))

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from model.cache_format import check_model_id, check_prefix
 
 PREFIX = "LREA_"
-OTHER_PROGRAMS = ("LREA_LOADTEST_",)
+OTHER_PROGRAMS = ("LREA_LOADTEST_", "LREA_WORK_DIR")
 STORE_SCHEMES = ("redis://", "rediss://", "unix://")
 HOUR_S, DAY_S = 3600, 86_400
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from model.native.library import library_for, load, loaded
 
 _UNITS = 8  # hidden units come in multiples of this, on every processor
-_ROWS_PER_THREAD = 256  # fewer candidates are not worth another thread
+_ROWS_PER_THREAD = 256  # fewer candidates of a head are not worth another thread
 FEATURES_PER_COLUMN = 6  # of a hashed column: three from the window, three from the sketch
 
 
@@ -210,16 +210,21 @@ def _address(tensor: Tensor, row: int) -> int:
 # ---- threads
 
 
-def on_threads(some: Callable[[int, int], None], rows: int) -> None:
-    """All rows, on as many threads as torch has where that is worth it. The kernels hold no lock of Python's."""
-    parts = min(torch.get_num_threads(), rows // _ROWS_PER_THREAD)
+def on_threads(some: Callable[[int, int], None], rows: int, rows_per_thread: int = _ROWS_PER_THREAD) -> None:
+    """All rows, on as many threads as torch has where that is worth it. The kernels hold no lock of Python's.
+
+    rows_per_thread: the fewest that are worth another one.
+    """
+    parts = min(torch.get_num_threads(), rows // rows_per_thread)
     if parts <= 1:
         some(0, rows)
         return
     ends = [rows * part // parts for part in range(parts + 1)]
+    *others, own = pairwise(ends)
     waiting: list[Future[None]] = []
     try:
-        waiting.extend(_threads().submit(partial(some, begin, end)) for begin, end in pairwise(ends))
+        waiting.extend(_threads().submit(partial(some, *each)) for each in others)
+        some(*own)  # a thread that only waited would have the others begin on its core, one after the other
     finally:
         _wait_for(waiting)  # whatever happens: they write to memory that the caller may let go of
     for done in waiting:
@@ -249,7 +254,7 @@ def scratch(floats: int) -> int:
     """Where this thread's scratch memory is; kept, for it would be a mapping of its own for each call."""
     kept: Tensor | None = getattr(_LOCAL, "scratch", None)
     if kept is None or kept.numel() < floats:
-        kept = _LOCAL.scratch = torch.empty(floats)
+        kept = _LOCAL.scratch = torch.empty(floats, dtype=torch.float32, device="cpu")
     return kept.data_ptr()
 
 

@@ -394,9 +394,9 @@ def test_what_grows_with_the_catalogue_is_made_before_the_scoring_thread_is_aske
 @pytest.mark.parametrize("place", ["mlp", "item_embedding"])
 def test_a_bundle_whose_scores_are_not_numbers_is_refused(int_bundles: Path, place: str) -> None:
     [folder] = int_bundles.iterdir()
-    bundle = load_bundle(folder)
-    make_ready(bundle)
-    score_nobody(bundle, users=2, candidates=3)
+    good, bundle = load_bundle(folder), load_bundle(folder)
+    make_ready(good)
+    score_nobody(good, users=2, candidates=3)
     weights = [tensor for name, tensor in bundle.ranker.named_parameters() if name.startswith(place)][-1]
     weights[-1] = torch.nan  # of the embeddings: an item's that the warm-up does not score
     with pytest.raises(PublicationError, match="not finite"):

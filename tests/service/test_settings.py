@@ -92,7 +92,8 @@ def test_settings_do_not_change() -> None:
 
 
 def test_a_misspelt_setting_is_named_with_the_one_that_was_meant() -> None:
-    found = unknown_variables(["LREA_MAX_CANDIDATE", "LREA_PORT", "LREA_LOADTEST_SEED", "PATH", "LREA_QQQQQQQQQQQQ"])
+    others = ["LREA_PORT", "LREA_LOADTEST_SEED", "LREA_WORK_DIR", "PATH"]
+    found = unknown_variables(["LREA_MAX_CANDIDATE", *others, "LREA_QQQQQQQQQQQQ"])
     assert found == [
         "LREA_MAX_CANDIDATE is not a setting and has no effect: did you mean LREA_MAX_CANDIDATES?",
         "LREA_QQQQQQQQQQQQ is not a setting and has no effect",
