@@ -34,7 +34,7 @@ _CHUNK_ROWS = 256  # of the MLP at a time: 0.5 MB of its widest layer stays in c
 
 
 class ServingRanker:
-    """Scores requests from users' cached state. Made from a folded, cacheable ranker, of its weights as they are then."""
+    """Scores requests from users' cached state. Made from a folded, cacheable ranker, of its weights then."""
 
     def __init__(self, ranker: Ranker, codes_of_row: Tensor, dtype: torch.dtype = torch.float32) -> None:
         """codes_of_row: int64 [items, F], the catalogue's feature codes by vocabulary row.
