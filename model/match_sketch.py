@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.cache_format.shape import SKETCH_TABLES, sketch_width
 from model.identifiers import NULL_HASH
-from model.native import kernels
+from model.native import fill
 
 COUNT_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 FEATURES_PER_COLUMN = 3
@@ -113,10 +113,10 @@ def match_rows(
     return torch.cat([short_N3C, _features(found_NCT, hashes_NC)], dim=-1)
 
 
-def native_matches(short_SC: Tensor, sketch_M: Tensor, cells: tuple[int, ...]) -> kernels.Matches:
+def native_matches(short_SC: Tensor, sketch_M: Tensor, cells: tuple[int, ...]) -> fill.Matches:
     """The same for the native kernel, which only looks up: every formula of this file is in its tables."""
     log_counts, recency = _window_features(len(short_SC))
-    return kernels.Matches(short_SC, log_counts, recency, sketch_M, cells, _features_of_byte(sketch_M.device))
+    return fill.Matches(short_SC, log_counts, recency, sketch_M, cells, _features_of_byte(sketch_M.device))
 
 
 def _cell_index(hashes: Tensor, cells: tuple[int, ...]) -> Tensor:

@@ -26,7 +26,7 @@ from model.attention.lrea import LreaAttention
 from model.attention.scorer import NEGATIVE_SLOPE, PairScorer
 from model.catalogue import Items
 from model.match_sketch import match_request, match_rows, native_matches
-from model.native import kernels, mlp
+from model.native import fill, kernels, mlp
 from model.ranker import Ranker, ScoringInput
 from model.serving_buckets import PaddedBatch
 
@@ -71,7 +71,8 @@ class ServingRanker:
         sizes = [request.candidates.rows.shape[0] for request in requests]
         inputs_Nf = torch.empty(sum(sizes), self.columns, device=self._vectors_Id.device)
         self._fill(requests, sizes, inputs_Nf)
-        sides_UF = [torch.cat([request.user_codes, request.context_codes]) for request in requests]
+        sides = [codes for request in requests for codes in (request.user_codes, request.context_codes)]
+        sides_UF = torch.cat(sides).view(len(requests), sum(codes.shape[0] for codes in sides[:2]))
         return list(self._mlp(inputs_Nf, sides_UF, sizes).split_with_sizes(sizes))
 
     def score(self, request: ScoringInput) -> Tensor:
@@ -106,23 +107,23 @@ class ServingRanker:
     def _fill(self, requests: Sequence[ScoringInput], sizes: Sequence[int], inputs_Nf: Tensor) -> None:
         """The columns of the first product: those of `Ranker._mlp_input` without the side features."""
         if inputs_Nf.is_cpu and kernels.available():
-            for request, rows_Bf in zip(requests, inputs_Nf.split_with_sizes(list(sizes)), strict=True):
-                self._fill_natively(request, rows_Bf)
+            fill.fill([self._candidates(request) for request in requests], inputs_Nf)
         else:
             self._fill_in_steps(requests, sizes, inputs_Nf)
 
-    def _fill_natively(self, request: ScoringInput, rows_Bf: Tensor) -> None:
-        ranker, items, attentions = self.ranker, request.candidates, []
+    def _candidates(self, request: ScoringInput) -> fill.Candidates:
+        """The request as the kernel reads it: nothing of it is computed or copied by torch."""
+        ranker, items = self.ranker, request.candidates
+        attentions: list[kernels.Attention | fill.Window] = []
         if isinstance(ranker.short, DinAttention):
-            window_Sd = self._vectors(request.short)
-            attentions.append(kernels.Attention(self._native(ranker.short), window_Sd, window_Sd))
+            attentions.append(fill.Window(self._native(ranker.short), *self._table_and_rows(request.short)))
         if isinstance(ranker.long, LreaAttention):
             slots = request.state
             attentions.append(kernels.Attention(self._native(ranker.long), slots.keys_Rd, slots.values_Rd))
         matches = None
         if self.config.match:
             matches = native_matches(request.short.hashes, request.state.sketch_M, self.config.sketch_cells)
-        kernels.fill(*self._table_and_rows(items), items.hashes, attentions, matches, rows_Bf)
+        return fill.Candidates(*self._table_and_rows(items), items.hashes, attentions, matches)
 
     def _native(self, attention: DinAttention | LreaAttention) -> kernels.Scorer:
         """Its scorer as the kernels read it, made once; of DIN, with the scale of its sum."""
@@ -167,7 +168,7 @@ class ServingRanker:
     def _are_catalogues(self, items: Items) -> bool:
         """Whether the items have the features that they have in the catalogue."""
         if items.rows.is_cpu and kernels.available():  # in a tenth of the time of torch's two operations
-            return kernels.codes_are(self._codes_IF, items.rows, items.codes)
+            return fill.codes_are(self._codes_IF, items.rows, items.codes)
         return torch.equal(items.codes, functional.embedding(items.rows, self._codes_IF))
 
 
@@ -226,9 +227,9 @@ class _ServingMlp:
         if dtype == torch.float32 and kernels.serve(*weights):
             self._native = mlp.Mlp(weights, [layer.bias for layer in rest], NEGATIVE_SLOPE)
 
-    def __call__(self, inputs_Nf: Tensor, sides_UF: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    def __call__(self, inputs_Nf: Tensor, sides_UF: Tensor, sizes: Sequence[int]) -> Tensor:
         """Logits float32 [N] of all requests' candidates, `sizes[u]` of them with the side codes `sides_UF[u]`."""
-        bias_Uh = self._bias(torch.stack(list(sides_UF))).to(self._dtype)
+        bias_Uh = self._bias(sides_UF).to(self._dtype)
         if self._native is not None:
             return self._native(inputs_Nf, bias_Uh, sizes)
         of_row = torch.repeat_interleave(torch.tensor(sizes)) if len(sizes) > 1 else None

@@ -2,7 +2,7 @@
 
 None of them has a gradient. Every caller has the same function in torch's operations, for where `available` is false.
 A tensor's length is asked for as `shape[0]`: `len` of one is Python's, takes 1 µs, and there were fifteen a request.
-Letters: B candidates, I items, N keys, d width, h hidden units, C hashed columns, S window rows, M sketch bytes.
+Letters: B candidates, N keys, d width, h hidden units.
 """
 
 import ctypes
@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.native.library import library_for, load, loaded
+from model.native.library import load, loaded
 
 _UNITS = 8  # hidden units come in multiples of this, on every processor
 _ROWS_PER_THREAD = 256  # fewer candidates of a head are not worth another thread
-FEATURES_PER_COLUMN = 6  # of a hashed column: three from the window, three from the sketch
 
 
 class ScorerWeights(NamedTuple):
@@ -34,28 +33,17 @@ class ScorerWeights(NamedTuple):
     slope: float
 
 
-class Matches(NamedTuple):
-    """What a request's candidates are matched against, and the tables of what is read (model/match_sketch.py)."""
-
-    window_SC: Tensor  # int64 hashes of the short window, newest first
-    log_counts: Tensor  # float32 [S + 1]: log(1 + count) by count
-    recency_S: Tensor  # float32, by position in the window
-    sketch_M: Tensor  # uint8: of each column two tables of `cells` bytes
-    cells: tuple[int, ...]
-    features_of_byte: Tensor  # float32 [256, 3]
-
-
 class Scorer:
     """A pair scorer as a kernel reads it: weights padded and laid out once, and kept."""
 
     def __init__(self, weights: ScorerWeights) -> None:
         missing = -weights.out.numel() % _UNITS
-        self.tensors = [functional.pad(_floats(tensor), (0, missing)).contiguous() for tensor in weights[:4]]
+        self.tensors = [functional.pad(floats(tensor), (0, missing)).contiguous() for tensor in weights[:4]]
         self.width, self.units = self.tensors[0].shape
         assert all(tensor.shape == (self.width, self.units) for tensor in self.tensors[:3]), "weights do not agree"
         assert self.tensors[3].shape == (self.units,), "weights do not agree"
         addresses = (tensor.data_ptr() for tensor in self.tensors)
-        self.struct = _Scorer(*addresses, self.width, self.units, weights.slope)
+        self.struct = ScorerStruct(*addresses, self.width, self.units, weights.slope)
 
 
 class Attention(NamedTuple):
@@ -81,9 +69,9 @@ def attend(candidates_Bd: Tensor, attention: Attention, out_Bd: Tensor) -> None:
 
     `candidates_Bd` and `out_Bd` may be columns of wider tensors. On as many threads as torch has.
     """
-    scorer, (keys_Nd, values_Nd) = attention.scorer, _slots(attention)
+    scorer, (keys_Nd, values_Nd) = attention.scorer, slots_of(attention)
     assert candidates_Bd.shape == out_Bd.shape == (len(out_Bd), scorer.width), "candidates of another width"
-    assert _floats(candidates_Bd).stride(1) == _floats(out_Bd).stride(1) == 1, "rows must be contiguous"
+    assert floats(candidates_Bd).stride(1) == floats(out_Bd).stride(1) == 1, "rows must be contiguous"
 
     def some(begin: int, end: int) -> None:
         loaded().lrea_attend(
@@ -97,106 +85,21 @@ def attend(candidates_Bd: Tensor, attention: Attention, out_Bd: Tensor) -> None:
     on_threads(some, len(candidates_Bd))
 
 
-def fill(
-    table_Id: Tensor,
-    rows_B: Tensor,
-    hashes_BC: Tensor,
-    attentions: Sequence[Attention],
-    matches: Matches | None,
-    out_Bf: Tensor,
-) -> None:
-    """Everything that the MLP reads of a request's candidates, in one pass over them.
-
-    rows_B: int64, each candidate's row of `table_Id`; hashes_BC: int64, 0 matches nothing; out_Bf: float32, contiguous
-    rows of: the vector; of each attention the interest and its product with the vector; the match features, those of
-    the window of every column, then those of the sketch.
-    """
-    (items, width), count = table_Id.shape, rows_B.shape[0]
-    columns = 0 if matches is None else len(matches.cells)
-    wanted = width * (1 + 2 * len(attentions)) + FEATURES_PER_COLUMN * columns
-    assert out_Bf.shape == (count, wanted), f"an answer of {tuple(out_Bf.shape)}, wanted {(count, wanted)}"
-    assert _floats(out_Bf).stride(1) == 1 or count == 0, "rows must be contiguous"
-    assert _floats(table_Id).is_contiguous(), "the table must be contiguous"
-    assert all(attention.scorer.width == width for attention in attentions), "an attention of another width"
-    assert rows_B.dtype == hashes_BC.dtype == torch.int64, "rows and hashes are int64"
-    assert hashes_BC.shape[0] == count, "hashes of other candidates than the rows"
-    rows_B, hashes_BC = rows_B.contiguous(), hashes_BC.contiguous()
-    slots = [_slots(attention) for attention in attentions]
-    structs = (_Attention * len(attentions))(
-        *(
-            _Attention(_Slots(keys.data_ptr(), values.data_ptr(), keys.shape[0]), attention.scorer.struct)
-            for attention, (keys, values) in zip(attentions, slots, strict=True)
-        )
-    )
-    window_CS, match_struct = _match_struct(matches, hashes_BC)
-    match_at = None if match_struct is None else ctypes.byref(match_struct)
-    units = max((attention.scorer.units for attention in attentions), default=0)
-
-    def some(begin: int, end: int) -> None:
-        filled = loaded().lrea_fill(
-            *(
-                table_Id.data_ptr(),
-                items,
-                _address(rows_B, begin),
-                _address(hashes_BC, begin),
-                end - begin,
-                width,
-            ),
-            *(structs, len(structs), match_at),
-            *(_address(out_Bf, begin), out_Bf.stride(0), scratch(_scratch_floats(width, units))),
-        )
-        assert filled, "rows beyond the table"
-
-    on_threads(some, count)
-    del window_CS  # it had to live until here
-
-
-def codes_are(table_IF: Tensor, rows_n: Tensor, codes_nF: Tensor) -> bool:
-    """Whether int64 codes are those that a table has at these rows; False too for a row beyond it."""
-    for tensor in (table_IF, rows_n, codes_nF):
-        assert tensor.dtype == torch.int64, "codes and rows are int64"
-        assert tensor.is_cpu, "codes and rows are on the CPU"
-    assert table_IF.is_contiguous(), "the table must be contiguous"
-    (items, columns), count = table_IF.shape, rows_n.shape[0]
-    assert codes_nF.shape == (count, columns), "codes of other columns, or not of these rows"
-    if not columns:
-        return True
-    rows_n, codes_nF = rows_n.contiguous(), codes_nF.contiguous()
-    return bool(
-        library_for(count).lrea_codes_are(
-            table_IF.data_ptr(), items, rows_n.data_ptr(), count, columns, codes_nF.data_ptr()
-        )
-    )
-
-
-def _match_struct(matches: Matches | None, hashes_BC: Tensor) -> "tuple[Tensor | None, _Matches | None]":
-    if matches is None:
-        return None, None
-    columns, window_rows = len(matches.cells), matches.window_SC.shape[0]
-    assert hashes_BC.shape[1] == matches.window_SC.shape[1] == columns, "hashes of other columns"
-    assert matches.log_counts.shape[0] > window_rows, "a window longer than its table"
-    assert matches.recency_S.shape[0] >= window_rows, "a window longer than its table"
-    assert matches.sketch_M.shape == (2 * sum(matches.cells),), "a sketch of another size"
-    assert matches.sketch_M.dtype == torch.uint8, "a sketch is of bytes"
-    assert matches.sketch_M.is_contiguous(), "a sketch must be contiguous"
-    window_CS = matches.window_SC.T.contiguous()
-    assert window_CS.dtype == torch.int64, "hashes are int64"
-    struct = _Matches(
-        *(window_CS.data_ptr(), window_rows, columns),
-        *(matches.log_counts.data_ptr(), matches.recency_S.data_ptr(), matches.sketch_M.data_ptr()),
-        *(_cells(matches.cells), matches.features_of_byte.data_ptr()),
-    )
-    return window_CS, struct
-
-
-def _slots(attention: Attention) -> tuple[Tensor, Tensor]:
-    keys_Nd, values_Nd = _floats(attention.keys_Nd).contiguous(), _floats(attention.values_Nd).contiguous()
+def slots_of(attention: Attention) -> tuple[Tensor, Tensor]:
+    """Its keys and values, checked, and as the kernels read them."""
+    keys_Nd, values_Nd = contiguous(floats(attention.keys_Nd)), contiguous(floats(attention.values_Nd))
     wanted = (keys_Nd.shape[0], attention.scorer.width)
     assert keys_Nd.shape == values_Nd.shape == wanted, "keys and values do not go together"
     return keys_Nd, values_Nd
 
 
-def _floats(tensor: Tensor) -> Tensor:
+def contiguous(tensor: Tensor) -> Tensor:
+    """As torch has it, asked first: that gives the interpreter away even where there is nothing to do."""
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def floats(tensor: Tensor) -> Tensor:
+    """The tensor, checked, without a gradient."""
     assert tensor.dtype == torch.float32, f"found {tensor.dtype}, wanted float32"
     assert tensor.is_cpu, f"found a tensor on {tensor.device}, wanted the CPU"
     return tensor.detach() if tensor.requires_grad else tensor
@@ -266,32 +169,12 @@ def _scratch_floats(width: int, units: int) -> int:
 # ---- as in the sources
 
 
-class _Scorer(ctypes.Structure):
+class ScorerStruct(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("candidate", "key", "product", "out")),
         *(("width", ctypes.c_int64), ("units", ctypes.c_int64), ("slope", ctypes.c_float)),
     )
 
 
-class _Slots(ctypes.Structure):
+class SlotsStruct(ctypes.Structure):
     _fields_ = (("keys", ctypes.c_void_p), ("values", ctypes.c_void_p), ("count", ctypes.c_int64))
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = (("slots", _Slots), ("scorer", _Scorer))
-
-
-class _Matches(ctypes.Structure):
-    _fields_ = (
-        *(("window", ctypes.c_void_p), ("window_rows", ctypes.c_int64), ("columns", ctypes.c_int64)),
-        *((name, ctypes.c_void_p) for name in ("log_counts", "recency", "sketch", "cells", "features_of_byte")),
-    )
-
-
-@cache
-def _cells_array(cells: tuple[int, ...]) -> "ctypes.Array[ctypes.c_int64]":
-    return (ctypes.c_int64 * len(cells))(*cells)
-
-
-def _cells(cells: tuple[int, ...]) -> int:
-    return ctypes.addressof(_cells_array(cells))

@@ -187,10 +187,10 @@ def declared(library: L) -> L:
         *(_POINTER, _INT, _POINTER),  # out, scratch
     ]
     library.lrea_attend.restype = None
+    library.lrea_fill_scratch.argtypes, library.lrea_fill_scratch.restype = [_INT, _INT, _INT, _INT], _INT
     library.lrea_fill.argtypes = [
-        *(_POINTER, _INT, _POINTER, _POINTER, _INT, _INT),  # the table, rows and hashes of candidates
-        *(_POINTER, _INT, _POINTER),  # attentions, matches
-        *(_POINTER, _INT, _POINTER),  # out, scratch
+        *(_POINTER, _INT, _INT, _INT, _INT),  # requests, which of their candidates, the width
+        *(_POINTER, _INT, _INT, _POINTER),  # out, the largest window, scratch
     ]
     library.lrea_fill.restype = _INT
     library.lrea_codes_are.argtypes = [*(_POINTER, _INT), *(_POINTER, _INT, _INT), _POINTER]

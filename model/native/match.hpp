@@ -43,7 +43,7 @@ void read_cells(int64_t hash, const uint8_t* tables, int64_t cells, const float*
 
 // What a request's candidates are matched against.
 struct Matches {
-    const int64_t* window;  // [columns, window_rows], newest first
+    const int64_t* window;  // [columns, window_rows], newest first, where `match` reads it
     int64_t window_rows, columns;
     const float *log_counts, *recency;  // by count, and by position
     const uint8_t* sketch;              // of each column two tables of cells[column] bytes
