@@ -71,8 +71,8 @@ class ServingRanker:
         sizes = [request.candidates.rows.shape[0] for request in requests]
         inputs_Nf = torch.empty(sum(sizes), self.columns, device=self._vectors_Id.device)
         self._fill(requests, sizes, inputs_Nf)
-        sides = [codes for request in requests for codes in (request.user_codes, request.context_codes)]
-        sides_UF = torch.cat(sides).view(len(requests), sum(codes.shape[0] for codes in sides[:2]))
+        sides = ([request.user_codes for request in requests], [request.context_codes for request in requests])
+        sides_UF = torch.cat([torch.stack(codes) for codes in sides], dim=1)
         return list(self._mlp(inputs_Nf, sides_UF, sizes).split_with_sizes(sizes))
 
     def score(self, request: ScoringInput) -> Tensor:
@@ -112,7 +112,7 @@ class ServingRanker:
             self._fill_in_steps(requests, sizes, inputs_Nf)
 
     def _candidates(self, request: ScoringInput) -> fill.Candidates:
-        """The request as the kernel reads it: nothing of it is computed or copied by torch."""
+        """The request as the kernel reads it: for the catalogue's items torch computes and copies nothing."""
         ranker, items = self.ranker, request.candidates
         attentions: list[kernels.Attention | fill.Window] = []
         if isinstance(ranker.short, DinAttention):

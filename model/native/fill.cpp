@@ -130,7 +130,8 @@ int64_t lrea_fill_scratch(int64_t width, int64_t units, int64_t hashes, int64_t 
 }
 
 // Candidates `begin` to `end` of those of all requests together.
-// out: [end - begin, width (1 + 2 attentions) + 2 FEATURES columns], out_stride floats apart. scratch: for int64, too.
+// out: [end - begin, width (1 + 2 attentions) + 2 FEATURES columns], out_stride floats apart. hashes: as given to
+// `lrea_fill_scratch`. scratch: for int64, too.
 // Returns 0, and does nothing, if a row is beyond its table.
 int64_t lrea_fill(const Request* requests, int64_t count, int64_t begin, int64_t end, int64_t width, float* out,
                   int64_t out_stride, int64_t hashes, float* scratch) {

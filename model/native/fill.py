@@ -1,6 +1,6 @@
 """What the MLP reads of all candidates of a batch, by one call of the native kernel; and whether codes are a table's.
 
-Letters: N candidates of all requests, B of one, I items, N keys, d width, f columns of the answer, C hashed columns, S
+Letters: N candidates of all requests, B of one, I items, d width, f columns of the answer, C hashed columns, S
 window rows, M sketch bytes, n rows, F feature columns.
 """
 
@@ -17,7 +17,6 @@ from model.native.kernels import (
     Scorer,
     ScorerStruct,
     SlotsStruct,
-    contiguous,
     floats,
     on_threads,
     scratch,
@@ -65,7 +64,7 @@ def fill(requests: Sequence[Candidates], out_Nf: Tensor) -> None:
 
     out_Nf: float32, contiguous rows of: the vector; of each attention the interest and its product with the vector; the
     match features, those of the window of every column, then those of the sketch. All requests have the same of these.
-    On as many threads as torch has, where there are enough candidates.
+    On as many threads as torch has, where there are enough candidates. An AssertionError may leave part of it written.
     """
     read = [_Read(request, out_Nf.shape[1]) for request in requests]
     count = sum([each.count for each in read])
@@ -98,7 +97,7 @@ def codes_are(table_IF: Tensor, rows_n: Tensor, codes_nF: Tensor) -> bool:
     assert codes_nF.shape == (count, columns), "codes of other columns, or not of these rows"
     if not columns:
         return True
-    rows_n, codes_nF = contiguous(rows_n), contiguous(codes_nF)
+    rows_n, codes_nF = rows_n.contiguous(), codes_nF.contiguous()
     return bool(
         library_for(count).lrea_codes_are(
             table_IF.data_ptr(), items, rows_n.data_ptr(), count, columns, codes_nF.data_ptr()
@@ -119,7 +118,7 @@ class _Read:
         assert table_Id.is_contiguous(), "the table must be contiguous"
         assert _int64(rows_B).ndim == 1, "a row for each candidate"
         assert _int64(hashes_BC).shape[0] == self.count, "hashes of other candidates than the rows"
-        rows_B, hashes_BC = contiguous(rows_B), contiguous(hashes_BC)
+        rows_B, hashes_BC = rows_B.contiguous(), hashes_BC.contiguous()
         self._kept: list[object] = [table_Id, rows_B, hashes_BC]
         structs = (_Attention * len(attentions))(*[self._attention(each) for each in attentions])
         match_struct = None if matches is None else self._matches(matches, hashes_BC)
@@ -139,7 +138,7 @@ class _Read:
         scorer = attention.scorer
         assert scorer.width == self.width, "an attention of another width"
         if isinstance(attention, Window):
-            table_Id, rows_S = floats(attention.table_Id), contiguous(_int64(attention.rows_S))
+            table_Id, rows_S = floats(attention.table_Id), _int64(attention.rows_S).contiguous()
             assert table_Id.is_contiguous(), "the table must be contiguous"
             assert table_Id.shape[1] == self.width, "a table of another width"
             self._kept += [table_Id, rows_S, scorer]
@@ -158,8 +157,9 @@ class _Read:
         assert matches.recency_S.shape[0] >= window_rows, "a window longer than its table"
         assert matches.sketch_M.shape == (2 * sum(matches.cells),), "a sketch of another size"
         assert matches.sketch_M.dtype == torch.uint8, "a sketch is of bytes"
+        assert matches.sketch_M.is_cpu, "a sketch is on the CPU"
         assert matches.sketch_M.is_contiguous(), "a sketch must be contiguous"
-        window_SC = contiguous(_int64(matches.window_SC))
+        window_SC = _int64(matches.window_SC).contiguous()
         self._kept += [window_SC, matches]
         return _Matches(
             *(window_SC.data_ptr(), window_rows, columns),

@@ -87,15 +87,10 @@ def attend(candidates_Bd: Tensor, attention: Attention, out_Bd: Tensor) -> None:
 
 def slots_of(attention: Attention) -> tuple[Tensor, Tensor]:
     """Its keys and values, checked, and as the kernels read them."""
-    keys_Nd, values_Nd = contiguous(floats(attention.keys_Nd)), contiguous(floats(attention.values_Nd))
+    keys_Nd, values_Nd = floats(attention.keys_Nd).contiguous(), floats(attention.values_Nd).contiguous()
     wanted = (keys_Nd.shape[0], attention.scorer.width)
     assert keys_Nd.shape == values_Nd.shape == wanted, "keys and values do not go together"
     return keys_Nd, values_Nd
-
-
-def contiguous(tensor: Tensor) -> Tensor:
-    """As torch has it, asked first: that gives the interpreter away even where there is nothing to do."""
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def floats(tensor: Tensor) -> Tensor:
@@ -153,11 +148,11 @@ def _threads() -> ThreadPoolExecutor:
 _LOCAL = threading.local()
 
 
-def scratch(floats: int) -> int:
-    """Where this thread's scratch memory is; kept, for it would be a mapping of its own for each call."""
+def scratch(size: int) -> int:
+    """Where this thread has scratch memory for so many floats; kept, for each call would map its own."""
     kept: Tensor | None = getattr(_LOCAL, "scratch", None)
-    if kept is None or kept.numel() < floats:
-        kept = _LOCAL.scratch = torch.empty(floats, dtype=torch.float32, device="cpu")
+    if kept is None or kept.numel() < size:
+        kept = _LOCAL.scratch = torch.empty(size, dtype=torch.float32, device="cpu")
     return kept.data_ptr()
 
 

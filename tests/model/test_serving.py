@@ -144,6 +144,16 @@ def test_the_shape_that_ships_with_the_project() -> None:
         assert largest_difference(world.serving[dtype].score_many(requests), wanted) < tolerance
 
 
+def test_codes_of_one_user_never_count_for_another() -> None:
+    """Three, two and four codes are nine as well, and would all be scored."""
+    world = World(RankerConfig(user_features=("u",), context_features=("a", "b")), 5)
+    one, fewer, more = (world.request(3, 2) for _ in range(3))
+    fewer = fewer._replace(context_codes=fewer.context_codes[:1])
+    more = more._replace(context_codes=more.context_codes[[0, 1, 1]])
+    with pytest.raises(RuntimeError, match="equal size"):
+        world.serving[torch.float32].score_many([one, fewer, more])
+
+
 def test_trained_weights_from_history_to_score(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundles", tiny_data(tmp_path / "data"))
     codes = torch.from_numpy(bundle.catalogue.codes_of_row)

@@ -107,90 +107,113 @@ def test_fill_is_each_of_its_parts(
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_several_threads_fill_the_very_same(threads: int) -> None:
     """Wherever they divide a request's candidates, and requests without any lie between."""
-    requests, once = drawn([5, 0, 700, 1, 0, 1000, 3], 1, 1, 20, matched=True, seed=1)
-    asked, several = [request.asked for request in requests], once.clone()
-    fill.fill(asked, once[:, 2:-2])
-    before = torch.get_num_threads()
+    requests, wide = drawn([5, 0, 700, 1, 0, 1000, 3], 1, 1, 20, matched=True, seed=1)
+    asked, before = [request.asked for request in requests], torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        fill.fill(asked, several[:, 2:-2])
+        fill.fill(asked, wide[:, 2:-2])
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(once, several)
+    assert torch.equal(wide[:, 2:-2], torch.cat([request.parts() for request in requests]))
 
 
 @torch.no_grad()
 def test_what_is_not_contiguous_is_read_all_the_same() -> None:
-    [request], wide = drawn([50], 1, 1, 8, matched=True, seed=2)
+    [request], wide = drawn([50], 1, 1, 8, matched=True, seed=8)
     table, rows, hashes, [slots, window], _ = request.asked
     assert isinstance(slots, kernels.Attention)
     assert isinstance(window, fill.Window)
 
     def apart(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.stack([tensor, tensor], dim=-1)[..., 0]
+        found = torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
+        assert not found.is_contiguous()
+        return found
 
-    short = apart(request.short_SC)
     attentions: list[kernels.Attention | fill.Window] = [
         slots._replace(keys_Nd=apart(slots.keys_Nd), values_Nd=apart(slots.values_Nd)),
         window._replace(rows_S=apart(window.rows_S)),
     ]
-    matches = native_matches(short, request.sketch_M, CELLS)
+    matches = native_matches(apart(request.short_SC), request.sketch_M, CELLS)
     fill.fill([fill.Candidates(table, apart(rows), apart(hashes), attentions, matches)], wide[:, 2:-2])
     assert torch.equal(wide[:, 2:-2], request.parts())
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *("row", "negative row", "columns", "fewer rows", "table", "hashes", "fewer hashes", "matched", "sketch"),
-        *("attention", "dtype", "window row", "window table", "attentions", "another width"),
-    ],
-)
-def test_fill_refuses_what_would_read_or_write_beyond_a_tensor(wrong: str) -> None:
-    rows, hashes, table = torch.tensor([0, 1, 2]), torch.zeros(3, COLUMNS, dtype=torch.int64), torch.zeros(3, 8)
-    short, sketch = torch.zeros(2, COLUMNS, dtype=torch.int64), torch.zeros(2 * sum(CELLS), dtype=torch.uint8)
-    scorer, of_window = PairScorer(8, 8).native(), torch.tensor([0, 2])
-    slots = kernels.Attention(scorer, torch.zeros(2, 8), torch.zeros(2, 8))
-    attentions: list[kernels.Attention | fill.Window] = [slots, fill.Window(scorer, table, of_window)]
-    good = fill.Candidates(table, rows, hashes, attentions, native_matches(short, sketch, CELLS))
-    out = torch.zeros(6, 8 * 5 + fill.FEATURES_PER_COLUMN * COLUMNS)
-    fill.fill([good, good], out)
-    bad = good
-    match wrong:
-        case "row":
-            bad = good._replace(rows_B=torch.tensor([0, 1, 3]))
-        case "negative row":
-            bad = good._replace(rows_B=torch.tensor([0, -1, 2]))
-        case "columns":
-            out = out[:, :-1]
-        case "fewer rows":
-            out = out[:-1]
-        case "table":
-            bad = good._replace(table_Id=table[:, :4])
-        case "hashes":
-            bad = good._replace(hashes_BC=hashes[:, :-1])
-        case "fewer hashes":
-            bad = good._replace(hashes_BC=hashes[:-1])
-        case "matched":
-            bad = good._replace(matches=native_matches(short[:, :-1], sketch, CELLS))
-        case "sketch":
-            bad = good._replace(matches=native_matches(short, sketch[:-1], CELLS))
-        case "attention":
-            narrow = PairScorer(4, 8).native()
-            bad = good._replace(attentions=[slots, kernels.Attention(narrow, table[:, :4], table[:, :4])])
-        case "window row":
-            bad = good._replace(attentions=[slots, fill.Window(scorer, table, torch.tensor([0, 3]))])
-        case "window table":
-            bad = good._replace(attentions=[slots, fill.Window(scorer, torch.zeros(3, 4), of_window)])
-        case "attentions":
-            bad = good._replace(attentions=attentions * 3)
-            out = torch.zeros(6, 8 * 13 + fill.FEATURES_PER_COLUMN * COLUMNS)
-        case "another width":
-            bad = fill.Candidates(torch.zeros(3, out.shape[1]), rows, hashes, [], None)
-        case _:
-            bad = good._replace(rows_B=rows.int())
-    with pytest.raises(AssertionError):
-        fill.fill([good, bad], out)
+ROWS, HASHES, TABLE = torch.tensor([0, 1, 2]), torch.zeros(3, COLUMNS, dtype=torch.int64), torch.zeros(3, 8)
+SHORT, SKETCH = torch.zeros(2, COLUMNS, dtype=torch.int64), torch.zeros(2 * sum(CELLS), dtype=torch.uint8)
+OTHER_TABLES = {"strided": torch.zeros(3, 16)[:, ::2], "of doubles": TABLE.double()}
+
+
+def good() -> fill.Candidates:
+    """Three candidates, slots and a window."""
+    scorer = PairScorer(8, 8).native()
+    attentions: list[kernels.Attention | fill.Window] = [
+        kernels.Attention(scorer, torch.zeros(2, 8), torch.zeros(2, 8)),
+        fill.Window(scorer, TABLE, torch.tensor([0, 2])),
+    ]
+    return fill.Candidates(TABLE, ROWS, HASHES, attentions, native_matches(SHORT, SKETCH, CELLS))
+
+
+def refused(asked: fill.Candidates, match: str, attentions: int = 2, rows: int = 3) -> None:
+    """Behind a good one, and not for the answer's size."""
+    out = torch.zeros(3 + rows, 8 * (1 + 2 * attentions) + fill.FEATURES_PER_COLUMN * COLUMNS)
+    requests = [good(), asked] if attentions == 2 else [asked]
+    with pytest.raises(AssertionError, match=match):
+        fill.fill(requests, out if attentions == 2 else out[3:])
+
+
+@pytest.mark.parametrize("wrong", [[0, 1, 3], [0, -1, 2], [0, 2**40, 1]])
+def test_rows_beyond_their_table_are_refused(wrong: list[int]) -> None:
+    request = good()
+    refused(request._replace(rows_B=torch.tensor(wrong)), "rows beyond the table")
+    slots, window = request.attentions
+    assert isinstance(window, fill.Window)
+    refused(request._replace(attentions=[slots, window._replace(rows_S=torch.tensor(wrong))]), "rows beyond the table")
+
+
+def test_tensors_of_another_shape_are_refused() -> None:
+    request = good()
+    slots, window = request.attentions
+    assert isinstance(window, fill.Window)
+    out = torch.zeros(3, 8 * 5 + fill.FEATURES_PER_COLUMN * COLUMNS)
+    fill.fill([request], out)
+    for narrow in (out[:, :-1], out[:-1]):
+        with pytest.raises(AssertionError, match="an answer of"):
+            fill.fill([request], narrow)
+    with pytest.raises(AssertionError, match="rows must be contiguous"):
+        fill.fill([request], out.T.contiguous().T)
+    refused(request._replace(hashes_BC=HASHES[:, :-1]), "hashes of other columns")
+    refused(request._replace(hashes_BC=HASHES[:-1]), "hashes of other candidates")
+    refused(request._replace(rows_B=ROWS.unsqueeze(0)), "a row for each candidate", rows=1)
+    refused(request._replace(matches=native_matches(SHORT[:, :-1], SKETCH, CELLS)), "hashes of other columns")
+    refused(request._replace(matches=native_matches(SHORT, SKETCH[:-1], CELLS)), "a sketch of another size")
+    narrow_scorer = PairScorer(4, 8).native()
+    narrow_slots = kernels.Attention(narrow_scorer, torch.zeros(2, 4), torch.zeros(2, 4))
+    refused(request._replace(attentions=[narrow_slots, window]), "an attention of another width")
+    narrow_table = window._replace(table_Id=torch.zeros(3, 4))
+    refused(request._replace(attentions=[slots, narrow_table]), "a table of another width")
+    refused(request._replace(attentions=[slots, window] * 3), "6 attentions", attentions=6)
+    columns = torch.zeros(3, out.shape[1])
+    refused(fill.Candidates(columns, ROWS, HASHES, [], None), "tables of different widths")
+
+
+@pytest.mark.parametrize("name", OTHER_TABLES)
+def test_tables_that_the_kernel_cannot_read_are_refused(name: str) -> None:
+    request, table = good(), OTHER_TABLES[name]
+    slots, window = request.attentions
+    assert isinstance(window, fill.Window)
+    refused(request._replace(table_Id=table), "contiguous|float32")
+    refused(request._replace(attentions=[slots, window._replace(table_Id=table)]), "contiguous|float32")
+
+
+def test_numbers_of_another_type_are_refused() -> None:
+    request = good()
+    slots, window = request.attentions
+    assert isinstance(window, fill.Window)
+    refused(request._replace(rows_B=ROWS.int()), "int64")
+    refused(request._replace(hashes_BC=HASHES.int()), "int64")
+    refused(request._replace(attentions=[slots, window._replace(rows_S=ROWS.int())]), "int64")
+    refused(request._replace(matches=native_matches(SHORT.int(), SKETCH, CELLS)), "int64")
+    refused(request._replace(matches=native_matches(SHORT, SKETCH.int(), CELLS)), "a sketch is of bytes")
 
 
 @settings(max_examples=100, deadline=None)
