@@ -27,11 +27,6 @@ constexpr int TILE = MOST_VECTORS * LANES;  // candidates
 constexpr int BLOCK = 8 * TILE;             // candidates per making of a key's weights
 constexpr int KEYS = 16;                    // whose scores are kept until the values are added
 
-inline Vector leaky(Vector z, float slope) {
-    const Vector scaled = z * slope;
-    return z > scaled ? z : scaled;
-}
-
 struct Scorer {
     const float *candidate, *key, *product;  // W1, W2, W3, each [d, h]
     const float* out;                        // [h]

@@ -17,6 +17,7 @@ from model.native.kernels import (
     Scorer,
     ScorerStruct,
     SlotsStruct,
+    address,
     floats,
     on_threads,
     scratch,
@@ -25,7 +26,7 @@ from model.native.kernels import (
 from model.native.library import library_for, loaded
 
 FEATURES_PER_COLUMN = 6  # of a hashed column: three from the window, three from the sketch
-_MOST_ATTENTIONS = 4
+_MOST_ATTENTIONS = 4  # as in fill.cpp
 _ROWS_PER_THREAD = 128  # fewer are not worth another thread: 0.2 ms and more
 
 
@@ -77,11 +78,13 @@ def fill(requests: Sequence[Candidates], out_Nf: Tensor) -> None:
     [width] = widths
     structs = (_Request * len(read))(*[each.struct for each in read])
     hashes, rows, units = (max(sizes) for sizes in zip(*[each.sizes for each in read], strict=True))
-    wanted, at, stride = _scratch_floats(width, units, hashes, rows), out_Nf.data_ptr(), out_Nf.stride(0)
+    wanted = _scratch_floats(width, units, hashes, rows)
 
     def some(begin: int, end: int) -> None:
-        to = at + begin * stride * out_Nf.element_size()
-        filled = loaded().lrea_fill(structs, len(structs), begin, end, width, to, stride, hashes, scratch(wanted))
+        filled = loaded().lrea_fill(
+            *(structs, len(structs), begin, end, width),
+            *(address(out_Nf, begin), out_Nf.stride(0), hashes, scratch(wanted)),
+        )
         assert filled, "rows beyond the table"
 
     on_threads(some, count, _ROWS_PER_THREAD)
@@ -89,12 +92,9 @@ def fill(requests: Sequence[Candidates], out_Nf: Tensor) -> None:
 
 def codes_are(table_IF: Tensor, rows_n: Tensor, codes_nF: Tensor) -> bool:
     """Whether int64 codes are those that a table has at these rows; False too for a row beyond it."""
-    for tensor in (table_IF, rows_n, codes_nF):
-        assert tensor.dtype == torch.int64, "codes and rows are int64"
-        assert tensor.is_cpu, "codes and rows are on the CPU"
-    assert table_IF.is_contiguous(), "the table must be contiguous"
-    (items, columns), count = table_IF.shape, rows_n.shape[0]
-    assert codes_nF.shape == (count, columns), "codes of other columns, or not of these rows"
+    assert _int64(table_IF).is_contiguous(), "the table must be contiguous"
+    (items, columns), count = table_IF.shape, _int64(rows_n).shape[0]
+    assert _int64(codes_nF).shape == (count, columns), "codes of other columns, or not of these rows"
     if not columns:
         return True
     rows_n, codes_nF = rows_n.contiguous(), codes_nF.contiguous()
@@ -169,7 +169,7 @@ class _Read:
 
 
 def _int64(tensor: Tensor) -> Tensor:
-    assert tensor.dtype == torch.int64, f"found {tensor.dtype}: rows and hashes are int64"
+    assert tensor.dtype == torch.int64, f"found {tensor.dtype}: rows, codes and hashes are int64"
     assert tensor.is_cpu, f"found a tensor on {tensor.device}, wanted the CPU"
     return tensor
 

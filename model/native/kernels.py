@@ -75,11 +75,11 @@ def attend(candidates_Bd: Tensor, attention: Attention, out_Bd: Tensor) -> None:
 
     def some(begin: int, end: int) -> None:
         loaded().lrea_attend(
-            *(_address(candidates_Bd, begin), candidates_Bd.stride(0), end - begin),
+            *(address(candidates_Bd, begin), candidates_Bd.stride(0), end - begin),
             *(keys_Nd.data_ptr(), values_Nd.data_ptr(), len(keys_Nd)),
             *(tensor.data_ptr() for tensor in scorer.tensors),
             *(scorer.width, scorer.units, scorer.struct.slope),
-            *(_address(out_Bd, begin), out_Bd.stride(0), scratch(_scratch_floats(scorer.width, scorer.units))),
+            *(address(out_Bd, begin), out_Bd.stride(0), scratch(_scratch_floats(scorer.width, scorer.units))),
         )
 
     on_threads(some, len(candidates_Bd))
@@ -100,7 +100,7 @@ def floats(tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
-def _address(tensor: Tensor, row: int) -> int:
+def address(tensor: Tensor, row: int) -> int:
     """Where a row begins."""
     return tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
 

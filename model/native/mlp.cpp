@@ -5,7 +5,7 @@
 //
 // By MKL, the products alone take a tenth longer, and around them a dozen of torch's operations for each 256 rows.
 //
-// A layer's weights lie in panels [inputs, PANEL], zeros where it has fewer units. Letters as everywhere: N candidates.
+// A layer's weights lie in panels [inputs, PANEL], zeros where it has fewer units.
 
 #include "vectors.hpp"
 
@@ -50,10 +50,7 @@ void tile(const float* x, int64_t x_stride, int64_t inputs, const float* panel, 
         }
     }
     for (int r = 0; r < M; ++r)
-        for (int v = 0; v < VECTORS; ++v) {
-            const Vector scaled = sum[r][v] * slope;
-            store(out + r * out_stride + first + v * LANES, sum[r][v] > scaled ? sum[r][v] : scaled);
-        }
+        for (int v = 0; v < VECTORS; ++v) store(out + r * out_stride + first + v * LANES, leaky(sum[r][v], slope));
 }
 
 using Tile = decltype(&tile<1>);

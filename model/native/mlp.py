@@ -22,8 +22,8 @@ class Mlp:
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], slope: float) -> None:
         """weights: [units, inputs] of each layer, the last one of one unit; biases: of every layer but the first, whose
         come with the candidates. There is one hidden layer at least."""
-        *hidden, last = [_plain(weight) for weight in weights]
-        *hidden_biases, last_bias = [_plain(bias) for bias in biases]
+        *hidden, last = [kernels.floats(weight).contiguous() for weight in weights]
+        *hidden_biases, last_bias = [kernels.floats(bias).contiguous() for bias in biases]
         inputs = [weight.shape[1] for weight in (*hidden, last)]
         units = [weight.shape[0] for weight in hidden]
         assert hidden, "an MLP without a hidden layer is one product"
@@ -51,17 +51,16 @@ class Mlp:
         ends = (ctypes.c_int64 * len(sizes))(*accumulate(sizes))
         assert (count, inputs_Nf.shape[1]) == (sum(sizes), self._inputs), f"inputs of shape {tuple(inputs_Nf.shape)}"
         assert biases_Uh.shape == (len(sizes), self._units), f"biases of shape {tuple(biases_Uh.shape)}"
-        assert kernels.serve(inputs_Nf, biases_Uh), "inputs and biases are float32 on the CPU"
-        assert inputs_Nf.stride(1) == 1 or count == 0, "rows must be contiguous"
-        biases_Uh = self._padded(biases_Uh)
+        assert kernels.floats(inputs_Nf).stride(1) == 1 or count == 0, "rows must be contiguous"
+        biases_Uh = self._padded(kernels.floats(biases_Uh))
         out_N = inputs_Nf.new_empty(count)
 
         def some(begin: int, end: int) -> None:
             loaded().lrea_mlp(
-                *(inputs_Nf[begin:].data_ptr(), inputs_Nf.stride(0), begin, end - begin),
+                *(kernels.address(inputs_Nf, begin), inputs_Nf.stride(0), begin, end - begin),
                 *(biases_Uh.data_ptr(), ends, self._layers, len(self._layers)),
                 *(self._last.data_ptr(), self._last_bias, self._slope),
-                *(out_N[begin:].data_ptr(), kernels.scratch(self._scratch_floats)),
+                *(kernels.address(out_N, begin), kernels.scratch(self._scratch_floats)),
             )
 
         kernels.on_threads(some, count, _ROWS_PER_THREAD)
@@ -76,12 +75,6 @@ class Mlp:
         """With zeros up to a whole panel in the last dimension."""
         missing = -biases.shape[-1] % self._panel
         return (functional.pad(biases, (0, missing)) if missing else biases).contiguous()
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    assert kernels.serve(tensor), "weights are float32 on the CPU"
-    return tensor.contiguous()
 
 
 class _Layer(ctypes.Structure):

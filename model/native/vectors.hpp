@@ -20,4 +20,10 @@ inline Vector all(float value) { return value - Vector{}; }
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
 
+// For a slope from 0 to 1.
+inline Vector leaky(Vector z, float slope) {
+    const Vector scaled = z * slope;
+    return z > scaled ? z : scaled;
+}
+
 }  // namespace

@@ -107,9 +107,9 @@ class Connections:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         try:
             return await self._try_twice(command, deadline)
-        except Exception as met:
-            late = TimeoutError(f"no answer within {self._timeout_s * 1e3:g} ms")
-            trouble = translate(late if isinstance(met, TimeoutError) else met)
+        except Exception as error:
+            late = isinstance(error, TimeoutError)
+            trouble = translate(TimeoutError(f"no answer within {self._timeout_s * 1e3:g} ms") if late else error)
             if not isinstance(trouble, StoreRefused):
                 await self._drop_idle()
             if trouble is None:
